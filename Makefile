@@ -1,0 +1,60 @@
+# natkit.  `make demo` and `make test` need only git, make and python3 3.11 or newer.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest
+FUZZ_SECONDS ?= 600
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test quick lint interop bench fuzz rivals diagram wheel clean
+
+help: ## show what there is
+	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.run ## build every kind of NAT on this machine and have natcheck name each
+	@sh tools/bootstrap.sh lab
+	@$(BIN)/python tools/demo.py
+
+test: $(VENV)/.dev ## every test: unit, vectors, property, simulated network, real NATs
+	@sh tools/bootstrap.sh lab
+	$(PYTEST) --ignore=tests/interop --ignore=tests/bench
+
+quick: $(VENV)/.dev ## the tests that need no privileges and under a minute
+	$(PYTEST) -m "not slow and not lab" --ignore=tests/interop --ignore=tests/bench
+
+lint: $(VENV)/.dev ## ruff, mypy --strict, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+interop: $(VENV)/.interop ## against peers that this project did not write
+	@sh tools/bootstrap.sh interop
+	$(PYTEST) tests/interop
+
+bench: $(VENV)/.interop ## the figures of the README, each beside a peer in one run
+	@sh tools/bootstrap.sh interop
+	$(PYTEST) tests/bench --benchmark-enable --benchmark-only --benchmark-group-by=group \
+		--benchmark-columns=min,median,iqr,rounds
+
+fuzz: $(VENV)/.fuzz ## atheris on every target, FUZZ_SECONDS each
+	@$(BIN)/python tools/fuzz/run.py --seconds $(FUZZ_SECONDS)
+
+rivals: $(VENV)/.interop ## natcheck beside pystun3 and turnutils_natdiscovery; writes the README's table
+	@sh tools/bootstrap.sh interop
+	@$(BIN)/python -m tools.rivals
+
+diagram: $(VENV)/.run ## draw docs/demo-network.svg
+	@$(BIN)/python tools/diagram.py
+
+wheel: $(VENV)/.dev ## build the pure-Python wheel into dist/
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+# One stamp a set of requirements: made anew when pyproject.toml changes, free otherwise.
+$(VENV)/.run: pyproject.toml tools/bootstrap.sh
+	@PYTHON=$(PYTHON) VENV=$(VENV) sh tools/bootstrap.sh venv run
+$(VENV)/.dev $(VENV)/.interop $(VENV)/.fuzz: $(VENV)/.%: pyproject.toml tools/bootstrap.sh
+	@PYTHON=$(PYTHON) VENV=$(VENV) sh tools/bootstrap.sh venv $*
+
+clean: ## remove what was built
+	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -1,0 +1,78 @@
+"""What every test shares: the seed, and the strictness that CI asks for."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--seed",
+        type=int,
+        default=None,
+        help="replay a run: the seed that a failed test printed",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--seed") is None:
+        # Workers of a parallel run share the seed of the process that started them.
+        worker_input = getattr(config, "workerinput", None)
+        config.option.seed = (
+            worker_input["natkit_seed"] if worker_input else random.SystemRandom().getrandbits(32)
+        )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: object) -> None:
+    """Hand the seed to a worker of pytest-xdist."""
+    node.workerinput["natkit_seed"] = node.config.getoption("--seed")  # type: ignore[attr-defined]
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"seed: {config.getoption('--seed')} (replay with --seed)"
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    outcome = yield
+    report = outcome.get_result()  # type: ignore[attr-defined]
+    if report.failed:
+        report.sections.append(("replay", f"--seed {item.config.getoption('--seed')}"))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Let the folder say what a test needs, so that no test can forget its marker."""
+    for item in items:
+        for folder in ("lab", "interop"):
+            if folder in item.path.relative_to(config.rootpath).parts:
+                item.add_marker(getattr(pytest.mark, folder))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Turn a skipped lab or interop test into a failure in CI: there it proves nothing."""
+    if not os.environ.get("CI") or exitstatus:
+        return
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    skipped = [] if reporter is None else reporter.stats.get("skipped", [])
+    refused = [r.nodeid for r in skipped if {"lab", "interop"} & set(r.keywords)]
+    if refused:
+        reporter.write_line(f"skipped in CI, so failed: {', '.join(refused)}", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """A seed for this test: the run's seed and the test's name, so that tests are independent."""
+    value = random.Random(f"{request.config.getoption('--seed')}:{request.node.nodeid}")
+    return value.getrandbits(32)
+
+
+@pytest.fixture
+def rng(seed: int) -> random.Random:
+    return random.Random(seed)

@@ -1,0 +1,95 @@
+#!/bin/sh
+# Installs what a make target needs.
+#   bootstrap.sh venv run|dev|interop|fuzz   the virtual environment, with one set of requirements
+#   bootstrap.sh lab | interop               system packages: for real NATs, for foreign peers
+# As root it installs; as anybody else it prints the one line to run, and the target goes on with
+# what there is (the simulated network instead of kernel NATs).
+set -eu
+
+PYTHON=${PYTHON:-python3}
+VENV=${VENV:-.venv}
+
+say() { printf 'natkit: %s\n' "$*" >&2; }
+
+apt_install() {
+    log=$(mktemp)
+    say "installing $* ..."
+    export DEBIAN_FRONTEND=noninteractive
+    # A fresh machine has no package lists, an old one has stale ones: refresh only when needed.
+    if ! apt-get install -y --no-install-recommends "$@" >"$log" 2>&1; then
+        if ! { apt-get update && apt-get install -y --no-install-recommends "$@"; } >"$log" 2>&1; then
+            cat "$log" >&2
+            rm -f "$log"
+            return 1
+        fi
+    fi
+    rm -f "$log"
+}
+
+# need WHY COMMAND=PACKAGE...: the packages of the commands that are missing.
+need() {
+    why=$1
+    shift
+    missing=
+    for pair in "$@"; do
+        # sbin is not on an ordinary user's PATH, but its programs are there.
+        PATH=$PATH:/usr/sbin:/sbin command -v "${pair%%=*}" >/dev/null 2>&1 || missing="$missing ${pair#*=}"
+    done
+    [ -n "$missing" ] || return 0
+    # shellcheck disable=SC2086  # a list of package names
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+        apt_install $missing && return 0
+        say "could not install$missing: $why"
+    else
+        say "$why: sudo apt-get install -y$missing"
+    fi
+}
+
+make_venv() {
+    if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+        say "Python 3.11 or newer is needed, $PYTHON is $("$PYTHON" -V 2>&1 || echo missing);" \
+            "name another one with: make PYTHON=/path/to/python3"
+        exit 1
+    fi
+    [ -x "$VENV/bin/python" ] && "$VENV/bin/python" -c 'import pip' 2>/dev/null && return 0
+    if ! "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null; then
+        # Debian and Ubuntu ship the venv module apart from python3.
+        package=python$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv
+        if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+            apt_install "$package"
+        else
+            say "the virtual environment cannot be made; run: sudo apt-get install -y $package"
+            exit 1
+        fi
+    fi
+    say "making the virtual environment $VENV ..."
+    "$PYTHON" -m venv "$VENV"
+}
+
+case ${1:-} in
+venv)
+    make_venv
+    case $2 in
+    run) what=. ;;
+    dev) what=".[dev]" ;;
+    interop) what=".[dev,interop]" ;;
+    fuzz) what=".[dev,fuzz]" ;;
+    *) say "unknown set of requirements: $2"; exit 2 ;;
+    esac
+    say "installing natkit ($2) into $VENV ..."
+    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$what"
+    touch "$VENV/.$2"
+    ;;
+lab)
+    need "real NATs need nftables and iproute2, going on without; run" nft=nftables ip=iproute2
+    ;;
+interop)
+    need "real NATs need nftables and iproute2, going on without; run" nft=nftables ip=iproute2
+    need "some peers are missing, their tests will be skipped; run" \
+        turnserver=coturn stun=stun-client openssl=openssl
+    ;;
+*)
+    say "usage: bootstrap.sh venv run|dev|interop|fuzz | lab | interop"
+    exit 2
+    ;;
+esac
