@@ -1,0 +1,167 @@
+"""Peers that the project did not write, and a server of ours for them to talk to."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+import shutil
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from stun.aio import Driver
+from stun.sansio import Address
+from stun.server import CannotServe, Server, ServerConfig, Started
+from tools.certificate import write_self_signed
+
+PRIMARY, ALTERNATE = "127.0.0.1", "127.0.0.2"
+
+
+def _missing(name: str, how: str) -> Any:
+    sentence = f"{name} is missing: {how}"
+    if os.environ.get("CI"):
+        pytest.fail(sentence)
+    pytest.skip(sentence)
+
+
+@pytest.fixture(scope="session")
+def missing() -> Callable[[str, str], Any]:
+    """``missing(name, how)`` fails in CI and skips elsewhere, saying how to get the peer."""
+    return _missing
+
+
+@pytest.fixture(scope="session")
+def require_peer() -> Callable[..., str]:
+    """``require_peer("turnserver", "coturn")`` is the path of a program of a Debian package.
+
+    Without it the test is skipped with the line that installs it; with CI in the environment it
+    fails.
+    """
+
+    def require(program: str, package: str) -> str:
+        found = shutil.which(program)
+        return found or _missing(program, f"sudo apt-get install {package}")
+
+    return require
+
+
+@pytest.fixture(scope="session")
+def require_module() -> Callable[..., ModuleType]:
+    """``require_module("aioice")`` is a module of a distribution, named alike unless told."""
+
+    def require(name: str, distribution: str | None = None) -> ModuleType:
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError:
+            return _missing(name, f"pip install {distribution or name}")
+
+    return require
+
+
+@dataclass
+class Running:
+    """A server of ours that runs in a thread."""
+
+    config: ServerConfig
+    server: Server
+
+    @property
+    def port(self) -> int:
+        return self.config.primary.port
+
+
+@contextmanager
+def running_server(config: ServerConfig, **options: Any) -> Iterator[Running]:
+    """Run a server until the block ends; raises what went wrong in it."""
+    server = Server(config, entropy=os.urandom)
+    ready, failures = threading.Event(), list[Any]()
+    stop: list[Callable[[], object]] = []
+
+    def on_event(event: object) -> None:
+        if isinstance(event, CannotServe):
+            failures.append(event)
+        elif isinstance(event, Started):
+            ready.set()
+
+    async def serve() -> None:
+        loop = asyncio.get_running_loop()
+        async with Driver(server, on_event=on_event, **options) as driver:
+            stop.append(lambda: loop.call_soon_threadsafe(driver.close))
+            server.start(driver.now())
+            driver.flush()
+            await driver.run()
+
+    def body() -> None:
+        try:
+            asyncio.run(serve())
+        except BaseException as error:
+            failures.append(error)
+            ready.set()
+
+    thread = threading.Thread(target=body, name="server")
+    thread.start()
+    try:
+        assert ready.wait(10), "the server did not start"
+        assert not failures, failures
+        yield Running(config, server)
+    finally:
+        if thread.is_alive():
+            stop[0]()
+        thread.join(10)
+    assert not failures, failures
+
+
+def free_ports(hosts: tuple[str, ...], number: int) -> list[int]:
+    """Return ``number`` ports in a row that are free at all hosts, for UDP and TCP."""
+    for _ in range(100):
+        with ExitStack() as stack:
+            first = stack.enter_context(socket.socket())
+            first.bind((hosts[0], 0))
+            ports = [first.getsockname()[1] + n for n in range(1, number + 1)]
+            try:
+                for host in hosts:
+                    for port in ports:
+                        for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+                            stack.enter_context(socket.socket(type=kind)).bind((host, port))
+            except (OSError, OverflowError):
+                continue
+            return ports
+    raise AssertionError("no free ports")
+
+
+@pytest.fixture(scope="module")
+def natkit_server() -> Iterator[Running]:
+    """A server with two addresses and two ports on loopback: all of 127.0.0.0/8 is local."""
+    port, other = free_ports((PRIMARY, ALTERNATE), 2)
+    config = ServerConfig(Address(PRIMARY, port), Address(ALTERNATE, other), software="natkit")
+    with running_server(config) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def lone_server() -> Iterator[Running]:
+    """A server with one address."""
+    (port,) = free_ports((PRIMARY,), 1)
+    with running_server(ServerConfig(Address(PRIMARY, port))) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def serve() -> Callable[..., Any]:
+    """Run a server of one's own making: :func:`running_server`."""
+    return running_server
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A self-signed certificate for ``stun.example``, with its key in the same file."""
+    path = tmp_path_factory.mktemp("tls") / "stun.example.pem"
+    return write_self_signed(path, "stun.example")
