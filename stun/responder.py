@@ -1,0 +1,325 @@
+"""The stateless half of a STUN server: a request's octets in, an answer's octets out.
+
+Serves RFC 8489 and RFC 5389 clients, RFC 5780 behaviour discovery, and RFC 3489 clients, who have
+no magic cookie and are answered in the attributes of their time.  Nothing is remembered but
+budgets, so the same request gets the same answer, as RFC 8489 section 6.3.1 wants it for
+retransmissions.
+
+What an unproven UDP source can make the server send is bounded:
+
+* a bare request of 20 octets gets 68 (IPv4, 3.4 times) or 116 (IPv6, 5.8 times), all of it demanded
+  by RFC 5780 section 6.1; with the IP and UDP headers that is 2.0 and 2.5 times.  No answer is a
+  greater multiple of its request.  SOFTWARE is left out wherever it would make an answer longer
+  than three times its request;
+* PADDING in an answer is never longer than it was in the request.  RFC 5780 section 6.1 says that
+  it SHOULD have the MTU's length, but then 24 octets would draw 1,500;
+* every prefix has a budget of answers, and a much smaller one of those answers that RESPONSE-PORT
+  or PADDING ask for;
+* RFC 3489's RESPONSE-ADDRESS, an answer to a third party, is refused as an unknown attribute.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from stun.attributes import (
+    CHANGE_REQUEST,
+    CHANGED_ADDRESS,
+    FINGERPRINT,
+    MAPPED_ADDRESS,
+    OTHER_ADDRESS,
+    PADDING,
+    RESPONSE_ORIGIN,
+    RESPONSE_PORT,
+    SOFTWARE,
+    SOURCE_ADDRESS,
+    UNKNOWN_ATTRIBUTES,
+    XOR_MAPPED_ADDRESS,
+    host_octets,
+)
+from stun.codec import Message, decode, encode, unknown_required
+from stun.errors import DecodeError, DropReason
+from stun.integrity import check_fingerprint
+from stun.layout import TLV
+from stun.ratelimit import PrefixLimiter, prefix_of
+from stun.registry import (
+    HEADER_SIZE,
+    MAGIC_COOKIE,
+    AttributeType,
+    Class,
+    ErrorCode,
+    Method,
+)
+from stun.sansio import Address, Entropy, Instant, Transmit
+
+CHANGE_IP, CHANGE_PORT = 2, 1
+"""Indices into what an endpoint can send from: the flags of CHANGE-REQUEST."""
+
+SOFTWARE_FACTOR: Final = 3
+_REASON = 64  # characters of a reason phrase; RFC 8489 section 14.8 allows 127
+
+UNDERSTOOD: Final = frozenset(int(entry) for entry in AttributeType if entry.is_known) - {
+    int(AttributeType.RESPONSE_ADDRESS)
+}
+"""What gets no 420.  RFC 8489 section 6.3: "Known-but-unexpected attributes SHOULD be ignored"."""
+
+_BINDING = int(Method.BINDING)
+_COOKIE_AT = 4  # the type and the length come before it
+_BARE_REQUEST = encode(Message.request(_BINDING, bytes(12)))[: _COOKIE_AT + 4]
+
+# XOR-MAPPED-ADDRESS as one operation on the octets of MAPPED-ADDRESS (RFC 8489 section 14.2):
+# family, port xor the upper half of the cookie, address xor the cookie and, for IPv6, the
+# transaction id.
+_SIZE_V4, _SIZE_V6 = 8, 20
+_MASK_V4 = (MAGIC_COOKIE >> 16) << 32 | MAGIC_COOKIE
+_PORT_MASK = (MAGIC_COOKIE >> 16) << 128
+_HEADS = {
+    size: (
+        TLV.struct.pack(XOR_MAPPED_ADDRESS.code, size),
+        TLV.struct.pack(MAPPED_ADDRESS.code, size),
+    )
+    for size in (_SIZE_V4, _SIZE_V6)
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What unproven sources may have, a second and a prefix (/24, /48); a rate of 0 is no limit.
+
+    The defaults are far above what an honest prefix sends (a carrier's whole NAT pool gathering
+    candidates is some hundred requests a second) and hold a victim's share of reflected traffic
+    under 4 Mbit/s.
+    """
+
+    answers: float = 4000
+    answer_burst: int = 16000
+    special: float = 30
+    """Answers with PADDING or to another port (RESPONSE-PORT)."""
+    special_burst: int = 300
+    mtu: int = 1500
+    """The greatest length of PADDING in an answer, in octets: it makes the datagram a fragment."""
+
+
+class Endpoint:
+    """A transport address that requests come to, and what answers to them say.
+
+    ``advertised`` is this address as clients see it.  :meth:`join` names the endpoints of the same
+    server with the other port, the other address, and both; without them CHANGE-REQUEST is refused.
+    """
+
+    __slots__ = ("advertised", "classic", "head", "local", "modern", "senders", "tail")
+
+    def __init__(self, local: Address, advertised: Address) -> None:
+        self.local = local
+        self.advertised = advertised
+        self._describe((self,))
+
+    def join(self, port: Endpoint, address: Endpoint, both: Endpoint) -> None:
+        """Take note of where answers can come from when the port, the address or both change."""
+        self._describe((self, port, address, both))
+
+    @property
+    def has_alternate(self) -> bool:
+        """Whether CHANGE-REQUEST can be served."""
+        return len(self.senders) > 1
+
+    def _describe(self, senders: tuple[Endpoint, ...]) -> None:
+        self.senders = tuple(sender.local for sender in senders)
+        """By CHANGE-REQUEST flags (:data:`CHANGE_IP`, :data:`CHANGE_PORT`): where from."""
+        self.modern: list[list[tuple[int, bytes]]] = []
+        """By flags: what RFC 5780 section 6.1 puts into an answer beside the mapped address."""
+        self.classic: list[list[tuple[int, bytes]]] = []
+        """By flags: the same of RFC 3489 section 8.1."""
+        # "OTHER-ADDRESS [...] Ca and Cp, respectively, regardless of the value of the
+        # CHANGE-REQUEST flags" (RFC 5780 section 6.1).
+        other = senders[-1].advertised if len(senders) > 1 else None
+        for sender in senders:
+            modern, classic = (Message.request(_BINDING, bytes(12)) for _ in range(2))
+            modern.add(RESPONSE_ORIGIN, sender.advertised)
+            classic.add(SOURCE_ADDRESS, sender.advertised)
+            if other is not None:
+                modern.add(OTHER_ADDRESS, other)
+                classic.add(CHANGED_ADDRESS, other)
+            self.modern.append(modern.attributes)
+            self.classic.append(classic.attributes)
+        # The parts of the answer to a bare request that are the same for every client.
+        answer = Message(_BINDING, Class.SUCCESS, bytes(12))
+        sample = Address("::" if self.local.is_ipv6 else "0.0.0.0", 0)  # noqa: S104
+        answer.add(XOR_MAPPED_ADDRESS, sample).add(MAPPED_ADDRESS, sample)
+        own_part = len(encode(answer))
+        answer.attributes += self.modern[0]
+        octets = encode(answer)
+        self.head, self.tail = octets[:_COOKIE_AT], octets[own_part:]
+
+
+class Responder:
+    """Answers Binding requests.  ``software`` is what SOFTWARE says, if anything."""
+
+    def __init__(self, limits: Limits, software: str | None, *, entropy: Entropy) -> None:
+        self._answers = PrefixLimiter(limits.answers, limits.answer_burst, entropy=entropy)
+        self._special = PrefixLimiter(
+            limits.special, limits.special_burst, entropy=entropy, slots_log2=10
+        )
+        self._longest_padding = limits.mtu + 3 & ~3
+        self._software = SOFTWARE.to_octets(software) if software else b""
+
+    def datagram(
+        self, data: bytes, source: Address, endpoint: Endpoint, now: Instant
+    ) -> Transmit | DropReason | None:
+        """Answer a datagram; a reason says why there is no answer, ``None`` that none is due."""
+        prefix = prefix_of(host_octets(source.host))
+        if len(data) == HEADER_SIZE and data.startswith(_BARE_REQUEST):
+            # What most clients send: the same octets as by the long way, at a fraction of the time.
+            if not self._answers.allow(prefix, now):
+                return DropReason.RATE_LIMITED
+            plain = MAPPED_ADDRESS.to_octets(source)
+            size = len(plain)
+            mask = _MASK_V4 if size == _SIZE_V4 else _PORT_MASK | int.from_bytes(data[_COOKIE_AT:])
+            mapped = (int.from_bytes(plain) ^ mask).to_bytes(size)
+            mapped_head, plain_head = _HEADS[size]
+            return Transmit(
+                b"".join(
+                    (
+                        endpoint.head,
+                        data[_COOKIE_AT:],
+                        mapped_head,
+                        mapped,
+                        plain_head,
+                        plain,
+                        endpoint.tail,
+                    )
+                ),
+                source,
+                endpoint.local,
+            )
+        try:
+            request = decode(data)
+        except DecodeError as error:
+            return error.reason
+        refusal = check(request)
+        if refusal is not None or request.message_class is not Class.REQUEST:
+            return refusal
+        if not self._answers.allow(prefix, now):
+            return DropReason.RATE_LIMITED
+        try:
+            return self._datagram(request, source, endpoint, prefix, now)
+        except DecodeError as error:
+            answer = _malformed(request, error)
+            return Transmit(self._encode(answer, request), source, endpoint.local)
+
+    def _datagram(
+        self, request: Message, source: Address, endpoint: Endpoint, prefix: bytes, now: Instant
+    ) -> Transmit | DropReason:
+        error = self._error(request)
+        if error is not None:
+            return Transmit(self._encode(error, request), source, endpoint.local)
+        change = request.get(CHANGE_REQUEST)
+        flags = 0
+        if change is not None:
+            flags = change.change_ip * CHANGE_IP + change.change_port * CHANGE_PORT
+            # RFC 5780 section 6: without a second address, 420 "to any Request with a
+            # CHANGE-REQUEST attribute".  RFC 3489 clients send it in every request, without flags.
+            if not endpoint.has_alternate and (flags or not request.is_rfc3489):
+                error = _unknown(request, (CHANGE_REQUEST.code,))
+                return Transmit(self._encode(error, request), source, endpoint.local)
+        padding, port = request.get(PADDING), request.get(RESPONSE_PORT)
+        destination = source
+        if padding is not None or port is not None:
+            if padding is not None and port is not None:
+                # RFC 5780 section 7.5: "MUST NOT process"; 6.1: "an error response of type 400".
+                error = Message.error(request, ErrorCode.BAD_REQUEST, "PADDING and RESPONSE-PORT")
+                return Transmit(self._encode(error, request), source, endpoint.local)
+            if not self._special.allow(prefix, now):
+                return DropReason.RATE_LIMITED
+            if port == 0:
+                error = Message.error(request, ErrorCode.BAD_REQUEST, "RESPONSE-PORT is 0")
+                return Transmit(self._encode(error, request), source, endpoint.local)
+            if port is not None:
+                destination = Address(source.host, port)
+        answer = self._success(request, source, endpoint, flags)
+        if padding is not None:
+            answer.add(PADDING, bytes(min(len(padding), self._longest_padding)))
+        return Transmit(self._encode(answer, request), destination, endpoint.senders[flags])
+
+    def over_stream(self, request: Message, source: Address, endpoint: Endpoint) -> Message:
+        """Return the answer to a request that came over a connection.
+
+        The message must have passed :func:`check`.  The source is proven, so no budget is taken.
+        """
+        try:
+            error = self._error(request)
+            if error is not None:
+                return error
+            change = request.get(CHANGE_REQUEST)
+            if change is not None and (any(change) or not endpoint.has_alternate):
+                # RFC 5780 section 3: "STUN forbids a server from creating a new TCP or TCP/TLS
+                # connection to the client", so there is nowhere else an answer could come from.
+                return _unknown(request, (CHANGE_REQUEST.code,))
+            if request.has(RESPONSE_PORT):
+                return _unknown(request, (RESPONSE_PORT.code,))
+            padding = request.get(PADDING)
+        except DecodeError as malformed:
+            return _malformed(request, malformed)
+        answer = self._success(request, source, endpoint, 0)
+        if padding is not None:
+            answer.add(PADDING, bytes(min(len(padding), self._longest_padding)))
+        if self._software:
+            answer.attributes.append((SOFTWARE.code, self._software))
+        return answer
+
+    def _error(self, request: Message) -> Message | None:
+        if request.method != _BINDING:
+            # A client that takes this for a TURN server learns so at once instead of by silence.
+            return Message.error(request, ErrorCode.BAD_REQUEST, "only Binding is served here")
+        unknown = unknown_required(request, UNDERSTOOD)
+        return _unknown(request, unknown) if unknown else None
+
+    def _success(
+        self, request: Message, source: Address, endpoint: Endpoint, flags: int
+    ) -> Message:
+        answer = Message.success(request)
+        if request.is_rfc3489:
+            answer.add(MAPPED_ADDRESS, source)
+            answer.attributes += endpoint.classic[flags]
+        else:
+            # RFC 5780 section 6.1: "The server MUST include both".
+            answer.add(XOR_MAPPED_ADDRESS, source).add(MAPPED_ADDRESS, source)
+            answer.attributes += endpoint.modern[flags]
+        return answer
+
+    def _encode(self, answer: Message, request: Message) -> bytes:
+        # RFC 8489 section 7: FINGERPRINT "is not backwards compatible with RFC 3489".
+        fingerprint = not request.is_rfc3489 and request.has(FINGERPRINT)
+        octets = encode(answer, fingerprint=fingerprint)
+        room = SOFTWARE_FACTOR * len(request.wire) - len(octets)
+        if self._software and not request.is_rfc3489 and len(self._software) + 7 <= room:
+            answer.attributes.append((SOFTWARE.code, self._software))
+            octets = encode(answer, fingerprint=fingerprint)
+        return octets
+
+
+def check(message: Message) -> DropReason | None:
+    """Say why a server must discard this message silently, if it must (RFC 8489 section 6.3)."""
+    if not message.is_rfc3489 and check_fingerprint(message) is False:
+        return DropReason.BAD_FINGERPRINT
+    match message.message_class:
+        case Class.SUCCESS | Class.ERROR:
+            return DropReason.UNEXPECTED_CLASS
+        case Class.REQUEST:
+            return None if Method.make(message.method).is_known else DropReason.UNKNOWN_METHOD
+        case Class.INDICATION:
+            if message.method != _BINDING:
+                return DropReason.UNKNOWN_METHOD
+            if unknown_required(message, UNDERSTOOD):
+                return DropReason.UNKNOWN_COMPREHENSION_REQUIRED
+            return None
+
+
+def _malformed(request: Message, error: DecodeError) -> Message:
+    return Message.error(request, ErrorCode.BAD_REQUEST, error.detail[:_REASON])
+
+
+def _unknown(request: Message, codes: tuple[int, ...]) -> Message:
+    error = Message.error(request, ErrorCode.UNKNOWN_ATTRIBUTE)
+    return error.add(UNKNOWN_ATTRIBUTES, codes)

@@ -1,0 +1,385 @@
+"""Non-blocking TCP: listeners, silent listeners, dials from a chosen port, TLS on either side.
+
+Every socket has SO_REUSEADDR and SO_REUSEPORT, so that connections can be dialled from the port
+that also listens, which is what TCP hole punching rests on (RFC 5128 section 3.4).
+
+A *silent* listener never answers a SYN: a classic BPF program that accepts nothing (``ret #0``) is
+attached to it.  The kernel runs it on segments that find no connection of their own, so a
+connection that is being dialled from the same port is not concerned, and simultaneous open
+(RFC 9293 section 3.5) completes on it.
+
+TLS runs over :class:`ssl.MemoryBIO`, because it then needs nothing of the runtime that drives it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import socket
+import ssl
+import struct
+import sys
+from enum import Enum, auto
+from typing import Final
+
+from stun.icmp import keep_errors, read_errors
+from stun.sansio import Address, Cause, Handle
+from stun.sockaddr import (
+    cause_of_stream,
+    detail_of,
+    family_of,
+    from_sockaddr,
+    to_sockaddr,
+)
+
+BACKLOG: Final = 1024
+ACCEPTS: Final = 64
+"""Connections taken from a listener in one wake-up."""
+READS: Final = 16
+"""Reads from one stream in one wake-up."""
+READ_SIZE: Final = 1 << 16
+PENDING_LIMIT: Final = 1 << 20
+"""Octets kept for a peer that does not read; one more and the stream is closed."""
+
+_LINUX = sys.platform == "linux"
+_SO_ATTACH_FILTER = 26  # <asm-generic/socket.h>
+_IP_BIND_ADDRESS_NO_PORT = 24  # <linux/in.h>
+
+
+class StreamEnded(Exception):
+    """A stream is over: why, in the terms of :class:`stun.sansio.Closed`."""
+
+    def __init__(self, cause: Cause, detail: str = "") -> None:
+        super().__init__(detail or cause.value)
+        self.cause = cause
+        self.detail = detail
+
+
+class State(Enum):
+    """Where a stream is on its way."""
+
+    CONNECTING = auto()
+    HANDSHAKE = auto()
+    OPEN = auto()
+    CLOSED = auto()
+
+
+def _socket(local: Address) -> socket.socket:
+    sock = socket.socket(family_of(local), socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "SO_REUSEPORT"):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if sock.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _silence(sock: socket.socket) -> None:
+    """Make a listener deaf: the one BPF instruction ``BPF_RET|BPF_K`` with 0, "take no octet"."""
+    if not _LINUX:
+        raise OSError(errno.EPERM, "a silent listener needs Linux (SO_ATTACH_FILTER)")
+    program = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0))
+    fprog = struct.pack("@HP", 1, ctypes.addressof(program))
+    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, fprog)
+
+
+class Listener:
+    """A listening socket.  Raises ``OSError`` when it cannot be had."""
+
+    __slots__ = ("handle", "local", "silent", "sock", "tls")
+
+    def __init__(
+        self, handle: Handle, local: Address, *, silent: bool, tls: ssl.SSLContext | None
+    ) -> None:
+        self.handle = handle
+        self.silent = silent
+        self.tls = tls
+        self.sock = sock = _socket(local)
+        try:
+            if silent:
+                _silence(sock)  # before listen(2): there is no moment in which it answers
+            sock.bind(to_sockaddr(local))
+            sock.listen(BACKLOG)
+            self.local = from_sockaddr(sock.getsockname())
+        except BaseException:
+            sock.close()
+            raise
+
+    def accept(self) -> tuple[socket.socket, Address, Address] | None:
+        """Return a connection with its local and remote address, or ``None``.
+
+        Raises ``OSError`` when there is one but the system lacks what it takes.
+        """
+        while True:
+            try:
+                sock, remote = self.sock.accept()
+            except (BlockingIOError, ConnectionError):
+                # accept(2): an error already pending on the new connection is passed on here, and
+                # is to be treated like EAGAIN.
+                return None
+            try:
+                sock.setblocking(False)
+                local = sock.getsockname()
+            except OSError:
+                sock.close()
+                continue
+            return sock, from_sockaddr(local), from_sockaddr(remote)
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        self.sock.close()
+
+
+class Stream:
+    """A TCP connection, dialled or accepted, with TLS or without.
+
+    ``state`` says how far it is.  Every method that meets the end raises :class:`StreamEnded`.
+    """
+
+    __slots__ = (
+        "_incoming",
+        "_outgoing",
+        "_pending",
+        "_tls",
+        "end",
+        "handle",
+        "listener",
+        "local",
+        "remote",
+        "sock",
+        "state",
+    )
+
+    def __init__(
+        self,
+        handle: Handle,
+        sock: socket.socket,
+        local: Address,
+        remote: Address,
+        *,
+        listener: Handle | None = None,
+    ) -> None:
+        self.handle = handle
+        self.sock = sock
+        self.local = local
+        self.remote = remote
+        self.listener = listener
+        self.state = State.OPEN
+        self.end: StreamEnded | None = None
+        """Set when TLS has met the end behind bytes that :meth:`read` is still giving."""
+        self._pending = bytearray()
+        self._tls: ssl.SSLObject | None = None
+        self._incoming = self._outgoing = None  # type: ssl.MemoryBIO | None
+        with contextlib.suppress(OSError):  # the peer may be gone already
+            # Requests and answers are single small writes: nothing to gain by waiting for more.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    @classmethod
+    def dial(cls, handle: Handle, local: Address, remote: Address) -> Stream:
+        """Start to connect.  Raises ``OSError`` of bind(2), :class:`StreamEnded` of connect(2)."""
+        sock = _socket(local)
+        try:
+            if _LINUX and local.port == 0:
+                # The port is chosen by connect(2), for this pair of endpoints: many more fit.
+                sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
+            sock.bind(to_sockaddr(local))
+            keep_errors(sock)
+            stream = cls(handle, sock, local, remote)
+            stream.state = State.CONNECTING
+            try:
+                sock.connect(to_sockaddr(remote))
+            except BlockingIOError:
+                stream.local = from_sockaddr(sock.getsockname())
+            except OSError as error:
+                cause = cause_of_stream(error)
+                if error.errno == errno.EACCES:  # at once, so of this machine and not by ICMPv6
+                    cause = Cause.NOT_PERMITTED
+                raise StreamEnded(cause, detail_of(error)) from None
+        except BaseException:
+            sock.close()
+            raise
+        return stream
+
+    def use_tls(self, context: ssl.SSLContext, *, server_name: str | None = None) -> None:
+        """Wrap the stream; the handshake follows once it is connected."""
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(
+            self._incoming,
+            self._outgoing,
+            server_side=self.listener is not None,
+            server_hostname=server_name,
+        )
+        if self.state is State.OPEN:
+            self.state = State.HANDSHAKE
+
+    @property
+    def wants_write(self) -> bool:
+        """Whether the driver must wait until the socket takes more."""
+        return self.state is State.CONNECTING or bool(self._pending)
+
+    def connected(self) -> bool:
+        """Take the result of connect(2), once the socket is writable; say if the stream is open."""
+        code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            error = OSError(code, "")
+            cause = cause_of_stream(error)
+            if cause is Cause.REFUSED and read_errors(self.sock):
+                # RFC 5382 REQ-4: the NAT "SHOULD send an ICMP Port Unreachable error".
+                cause = Cause.UNREACHABLE
+            raise StreamEnded(cause, detail_of(error))
+        # With IP_RECVERR an ICMP error ends an established connection too, which RFC 1122 4.2.3.9
+        # does not want of the "soft" ones, and which anybody could forge.
+        keep_errors(self.sock, keep=False)
+        self.local = from_sockaddr(self.sock.getsockname())
+        if self._tls is None:
+            self.state = State.OPEN
+            return True
+        self.state = State.HANDSHAKE
+        return self.handshake()
+
+    def handshake(self) -> bool:
+        """Go on with the TLS handshake as far as the bytes at hand allow; say if it is done."""
+        assert self._tls is not None
+        while True:
+            try:
+                self._tls.do_handshake()
+            except ssl.SSLWantReadError:
+                self._send_records()
+                if not self._take_records():
+                    return False
+            except ssl.SSLCertVerificationError as error:
+                self._last_words()
+                raise StreamEnded(Cause.TLS_FAILED, error.verify_message) from None
+            except (ssl.SSLError, ValueError) as error:
+                self._last_words()
+                raise StreamEnded(Cause.TLS_FAILED, _reason(error)) from None
+            else:
+                self._send_records()
+                self.state = State.OPEN
+                return True
+
+    def _last_words(self) -> None:
+        # The alert that says why; whether it gets through changes nothing.
+        with contextlib.suppress(StreamEnded):
+            self._send_records()
+
+    def _take_records(self) -> bool:
+        """Move what the socket has to TLS; say whether there was anything."""
+        assert self._incoming is not None
+        data = self._recv()
+        if data is None:
+            return False
+        if data:
+            self._incoming.write(data)
+        else:
+            self._incoming.write_eof()
+        return True
+
+    def _send_records(self) -> None:
+        assert self._outgoing is not None
+        if self._outgoing.pending:
+            self._put(self._outgoing.read())
+
+    def _recv(self) -> bytes | None:
+        try:
+            return self.sock.recv(READ_SIZE)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise StreamEnded(cause_of_stream(error), detail_of(error)) from None
+
+    def read(self) -> bytes | None:
+        """Return bytes that came, or ``None`` when there are none for now."""
+        if self._tls is None:
+            data = self._recv()
+            if data == b"":
+                raise StreamEnded(Cause.END_OF_STREAM)
+            return data
+        while self.end is None:
+            # All that TLS holds is taken out: what stays inside would not make the socket readable.
+            data, self.end = self._plaintext(self._tls)
+            if data:
+                return data
+            if self.end is None and not self._take_records():
+                return None
+        raise self.end
+
+    def _plaintext(self, tls: ssl.SSLObject) -> tuple[bytes, StreamEnded | None]:
+        parts: list[bytes] = []
+        end = None
+        try:
+            while part := tls.read(READ_SIZE):
+                parts.append(part)
+        except ssl.SSLWantReadError:
+            self._send_records()
+        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+            end = StreamEnded(Cause.END_OF_STREAM)
+        except ssl.SSLError as error:
+            self._last_words()
+            end = StreamEnded(Cause.TLS_FAILED, _reason(error))
+        else:
+            end = StreamEnded(Cause.END_OF_STREAM)
+        return b"".join(parts), end
+
+    def write(self, data: bytes) -> None:
+        """Send, and keep what the kernel does not take at once, up to :data:`PENDING_LIMIT`."""
+        if self._tls is None:
+            self._put(data)
+            return
+        try:
+            self._tls.write(data)
+        except ssl.SSLError as error:
+            raise StreamEnded(Cause.TLS_FAILED, _reason(error)) from None
+        self._send_records()
+
+    def _put(self, data: bytes) -> None:
+        if not self._pending:
+            sent = self._send(data)
+            if sent == len(data):
+                return
+            data = data[sent:]
+        if len(self._pending) + len(data) > PENDING_LIMIT:
+            raise StreamEnded(Cause.OTHER, "peer does not read")
+        self._pending += data
+
+    def _send(self, data: bytes | bytearray) -> int:
+        try:
+            return self.sock.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise StreamEnded(cause_of_stream(error), detail_of(error)) from None
+
+    def flush(self) -> None:
+        """Send what is kept, as far as the kernel takes it."""
+        if self._pending:
+            del self._pending[: self._send(self._pending)]
+
+    def farewell(self) -> None:
+        """Tell the peer that nothing follows: TLS close_notify (RFC 8446 section 6.1)."""
+        if self._tls is not None and self.state is State.OPEN:
+            with contextlib.suppress(ssl.SSLError, StreamEnded):
+                try:
+                    self._tls.unwrap()
+                finally:
+                    self._send_records()
+
+    def close(self, *, reset: bool = False) -> None:
+        """Close the descriptor, with FIN or with RST."""
+        self.state = State.CLOSED
+        if reset:
+            with contextlib.suppress(OSError):
+                # RFC 9293 section 3.10.5, ABORT: an RST, nothing lingers and nothing is delivered.
+                self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("@ii", 1, 0))
+        self.sock.close()
+
+
+def _reason(error: Exception) -> str:
+    reason = getattr(error, "reason", None)
+    return reason.replace("_", " ").lower() if isinstance(reason, str) else str(error)
