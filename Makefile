@@ -34,11 +34,11 @@ interop: $(VENV)/.interop ## against peers that this project did not write
 
 bench: $(VENV)/.interop ## the figures of the README, each beside a peer in one run
 	@sh tools/bootstrap.sh interop
-	$(PYTEST) tests/bench --benchmark-enable --benchmark-only --benchmark-group-by=group \
+	$(PYTEST) tests/bench --benchmark-only --benchmark-group-by=group \
 		--benchmark-columns=min,median,iqr,rounds
 
 fuzz: $(VENV)/.fuzz ## atheris on every target, FUZZ_SECONDS each
-	@$(BIN)/python tools/fuzz/run.py --seconds $(FUZZ_SECONDS)
+	@$(BIN)/python -m tools.fuzz --seconds $(FUZZ_SECONDS)
 
 rivals: $(VENV)/.interop ## natcheck beside pystun3 and turnutils_natdiscovery; writes the README's table
 	@sh tools/bootstrap.sh interop

@@ -159,6 +159,18 @@ class Report:
 
     @property
     def conclusive(self) -> bool:
-        """Whether every protocol that was tried got a verdict."""
-        parts = [p for p in (self.udp, self.tcp) if p is not None]
-        return bool(parts) and all(p.nat_type is not NatType.INCONCLUSIVE for p in parts)
+        """Whether every protocol that was tried got a verdict.
+
+        TCP filtering can be measured only with a server that dials back, which ordinary ones do
+        not: beside a verdict for UDP, knowing the mapping of TCP is enough.
+        """
+        udp, tcp = self.udp, self.tcp
+        if udp is None:
+            return tcp is not None and tcp.nat_type is not NatType.INCONCLUSIVE
+        if udp.nat_type is NatType.INCONCLUSIVE:
+            return False
+        return (
+            tcp is None
+            or tcp.nat_type is not NatType.INCONCLUSIVE
+            or tcp.mapping is not Mapping.UNKNOWN
+        )

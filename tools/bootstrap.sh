@@ -78,6 +78,9 @@ venv)
     esac
     say "installing natkit ($2) into $VENV ..."
     "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$what"
+    # pystun3's package is called "stun" as natkit's is: it lives apart, on nobody's path.
+    [ "$2" != interop ] || "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
+        --no-deps --upgrade --target "$VENV/peers" "pystun3>=2"
     touch "$VENV/.$2"
     ;;
 lab)

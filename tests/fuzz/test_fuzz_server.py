@@ -41,7 +41,7 @@ def test_seeds_and_their_mutants(target: str, rng: random.Random) -> None:
 
 
 def test_the_seeds_reach_every_kind_of_output() -> None:
-    check, seeds = TARGETS["script"]
+    check, seeds = TARGETS["server"]
     reached = set().union(*(check(script) for script in seeds()))
     assert reached == {
         *("OpenUdp", "Listen", "Dial", "Write", "Shut", "Transmit"),

@@ -1,6 +1,6 @@
 """What must hold whatever octets reach the client, the server's authentication and the splitters.
 
-Shared by the coverage-guided fuzzer (tools/fuzz/fuzz_client.py) and the short run of every test
+Shared by the coverage-guided fuzzer (python -m tools.fuzz) and the short run of every test
 session (tests/fuzz/test_fuzz_client.py).
 """
 

@@ -1,6 +1,6 @@
 """What must hold for any octets that are taken for a STUN message.
 
-Shared by the coverage-guided fuzzer (tools/fuzz/fuzz_decode.py) and the short run of every test
+Shared by the coverage-guided fuzzer (python -m tools.fuzz) and the short run of every test
 session (tests/fuzz/test_fuzz_decode.py).
 """
 
@@ -78,3 +78,6 @@ def _specified(data: bytes) -> bool:
     except ConstructError:
         return False
     return True
+
+
+TARGETS = {"decode": (check_message, seeds)}

@@ -1,6 +1,6 @@
 """What must hold for the server, whatever comes in at any of its sockets.
 
-Shared by the coverage-guided fuzzer (tools/fuzz/fuzz_server.py), the short run of every test
+Shared by the coverage-guided fuzzer (python -m tools.fuzz), the short run of every test
 session (tests/fuzz/test_fuzz_server.py) and tests/property/test_server_invariants.py.
 
 The input is a script: octets choose what happens next (a datagram, a connection, bytes on a stream,
@@ -268,4 +268,4 @@ def scripts() -> Iterator[bytes]:
         yield bytes((2, 0, 7, 3, 0, 99, (len(octets) + 3) // 4)) + octets
 
 
-TARGETS = {"datagram": (check_datagram, messages), "script": (check_script, scripts)}
+TARGETS = {"datagram": (check_datagram, messages), "server": (check_script, scripts)}
