@@ -1,0 +1,1 @@
+"""NATs made by the Linux kernel: network namespaces, nftables and conntrack."""
