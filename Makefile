@@ -4,6 +4,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 FUZZ_SECONDS ?= 600
+# Laboratories mostly wait, and do not meet one another: several at a time.
+LAB_JOBS ?= 4
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test quick lint interop bench fuzz rivals diagram wheel clean
@@ -17,7 +19,8 @@ demo: $(VENV)/.run ## build every kind of NAT on this machine and have natcheck 
 
 test: $(VENV)/.dev ## every test: unit, vectors, property, simulated network, real NATs
 	@sh tools/bootstrap.sh lab
-	$(PYTEST) --ignore=tests/interop --ignore=tests/bench
+	$(PYTEST) --ignore=tests/lab --ignore=tests/interop --ignore=tests/bench
+	$(PYTEST) tests/lab --numprocesses=$(LAB_JOBS)
 
 quick: $(VENV)/.dev ## the tests that need no privileges and under a minute
 	$(PYTEST) -m "not slow and not lab" --ignore=tests/interop --ignore=tests/bench

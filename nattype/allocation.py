@@ -4,9 +4,10 @@ Theory of operation.  The evidence is a list of (local port, external port) in t
 fresh mappings were asked for.  *Preserved*: nearly all external ports equal the local ones.
 *Sequential*: nearly all steps between successive external ports go the same way by a small multiple
 of one delta; other hosts behind the same NAT take ports in between, so a step may be several deltas
-long, and a counter that wraps makes one step that is wild.  *Random*: everything else.  With seven
-steps the chance that a random allocator out of 60 000 ports looks sequential is below 1e-12, and
-that one that preserves looks random is nil, because preserving is decided first.
+long, and a counter that wraps makes one step that is wild.  *Random*: everything else, unless the
+ports crowd as no random ones would; then nothing is said.  With seven steps the chance that a
+random allocator out of 60 000 ports looks sequential is below 1e-12, and that one that preserves
+looks random is nil, because preserving is decided first.
 """
 
 from __future__ import annotations
@@ -87,6 +88,8 @@ def pattern(observed: Sequence[tuple[int, int]], taken: Iterable[int] = ()) -> P
         delta = _delta_in_disorder(moved)
     if delta is not None:
         return Pattern(Allocation.SEQUENTIAL, delta)
+    if _crowded(moved):
+        return Pattern()
     return Pattern(Allocation.RANDOM)
 
 
@@ -126,6 +129,16 @@ def _delta_in_disorder(ports: Sequence[int]) -> int | None:
     if delta is None or abs(growth) < _ORDERLY:
         return None
     return delta if growth > 0 else -delta
+
+
+def _crowded(ports: Sequence[int]) -> bool:
+    """Say if ports lie so close together that a counter made them, in an order that got lost.
+
+    Packets that overtook each other, and answers lost on the way, leave nothing to see an order in;
+    a random allocator that hits its own neighbours that often is not to be expected either.
+    """
+    gaps = sorted(after - before for before, after in pairwise(sorted(set(ports))))
+    return bool(gaps) and gaps[len(gaps) // 2] <= _TYPICAL and gaps[-1] <= _LONGEST_STEP
 
 
 def _usual(steps: Sequence[int]) -> int | None:

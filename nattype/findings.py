@@ -170,19 +170,19 @@ def judge_allocation(seen: Allocations, test: str, findings: Findings) -> Alloca
     """Tell how external ports are chosen, and how well they could be foretold."""
     ports = samples(seen.asked)
     found = pattern_of(seen.asked)
+    shown = ", ".join(str(external) for _, external in ports)
     if found.allocation is Allocation.UNKNOWN:
         if seen.asked:
-            findings.note(
-                test,
-                Outcome.INCONCLUSIVE,
-                f"Only {times(len(ports), 'mapping')} of the {ENOUGH} needed could be seen.",
-                seen.asked[0].at,
+            why = (
+                f"Only {times(len(ports), 'mapping')} of the {ENOUGH} needed could be seen."
+                if len(ports) < ENOUGH
+                else f"External ports lie close together, in no order that was kept: {shown}."
             )
+            findings.note(test, Outcome.INCONCLUSIVE, why, seen.asked[0].at)
         return AllocationReport(samples=tuple(ports))
     hits = sum(p.predicted == p.seen for p in seen.predictions)
     tried = len(seen.predictions)
     confidence = hits / tried if tried else 0.0
-    shown = ", ".join(str(external) for _, external in ports)
     at = seen.asked[0].at
     match found.allocation:
         case Allocation.PRESERVED:

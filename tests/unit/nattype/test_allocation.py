@@ -44,6 +44,16 @@ def test_a_counter_whose_packets_overtook_each_other() -> None:
     assert pattern(observed(ports)) == Pattern(Allocation.SEQUENTIAL, 1)
 
 
+def test_a_counter_whose_order_got_lost_is_not_called_random() -> None:
+    ports = [32923, 32927, 32926, 32924, 32929, 32930, 32931]
+    assert pattern(observed(ports)) == Pattern()
+
+
+def test_a_random_choice_from_a_small_block_is_random() -> None:
+    ports = [20000, 20900, 20100, 20700, 20300, 20500]
+    assert pattern(observed(ports)) == Pattern(Allocation.RANDOM)
+
+
 def test_retransmissions_leave_gaps_that_other_ports_fill() -> None:
     asked = [
         Asked(
