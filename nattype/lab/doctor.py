@@ -71,6 +71,11 @@ def why_not_permitted(error: OSError) -> str:
             )
     if error.errno == errno.ENOSPC:
         return "too many namespaces exist already; see /proc/sys/user/max_*_namespaces"
+    if error.errno == errno.EINVAL and not _root_is_a_mount():
+        return (
+            "the root directory is not a mount point (a chroot?), so mounts cannot be kept private. "
+            "Run: mount --bind DIR DIR, before chroot DIR"
+        )
     if error.errno in (errno.ENOSYS, errno.EINVAL):
         return "this kernel was built without namespaces"
     if _in_container():
@@ -80,6 +85,14 @@ def why_not_permitted(error: OSError) -> str:
             "--security-opt apparmor=unconfined --security-opt seccomp=unconfined"
         )
     return f"namespaces are not permitted here ({error}). Run natlab with sudo."
+
+
+def _root_is_a_mount() -> bool:
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    except OSError:
+        return True
+    return any(line.split()[4] == "/" for line in mounts)
 
 
 def _tool(name: str, package: str) -> Finding:
