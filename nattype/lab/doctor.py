@@ -73,7 +73,7 @@ def why_not_permitted(error: OSError) -> str:
         return "too many namespaces exist already; see /proc/sys/user/max_*_namespaces"
     if error.errno == errno.EINVAL and not _root_is_a_mount():
         return (
-            "the root directory is not a mount point (a chroot?), so mounts cannot be kept private. "
+            "the root directory is not a mount point (a chroot?), so mounts cannot be kept apart. "
             "Run: mount --bind DIR DIR, before chroot DIR"
         )
     if error.errno in (errno.ENOSYS, errno.EINVAL):
