@@ -85,8 +85,8 @@ class Family:
         return f"ct reply {self.name} {side}"
 
 
-# nft knows these protocols by keyword; other names (ipv6-icmp) it looks up in /etc/protocols, which a
-# minimal system does not have.
+# nft knows these protocols by keyword; other names (ipv6-icmp) it looks up in /etc/protocols, which
+# minimal systems lack.
 IPV4 = Family("ip", "ipv4_addr", "icmp type port-unreachable", "icmp")
 IPV6 = Family("ip6", "ipv6_addr", "icmpv6 type port-unreachable", "icmpv6")
 
