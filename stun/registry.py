@@ -79,6 +79,10 @@ class OpenEnum(IntEnum):
         """Return the member for a number; ``ValueError`` when it is outside the field's range."""
         return cls(value)
 
+    def __reduce_ex__(self, _: object) -> tuple[type[OpenEnum], tuple[int]]:
+        """Copy and pickle by number: some versions of Python do it by name, which may be unlisted."""
+        return type(self), (int(self),)
+
     @property
     def is_known(self) -> bool:
         """Whether the number is in the table."""
