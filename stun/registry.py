@@ -80,7 +80,7 @@ class OpenEnum(IntEnum):
         return cls(value)
 
     def __reduce_ex__(self, _: object) -> tuple[type[OpenEnum], tuple[int]]:
-        """Copy and pickle by number: some versions of Python do it by name, which may be unlisted."""
+        """Copy and pickle by number: some Pythons do it by name, which may be unlisted."""
         return type(self), (int(self),)
 
     @property
