@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import accumulate
 
 import pytest
 
@@ -26,10 +27,9 @@ def test_a_quiet_counter(delta: int) -> None:
 
 @pytest.mark.parametrize("delta", [1, 2, 4])
 def test_a_counter_that_other_hosts_use_too(delta: int, rng: random.Random) -> None:
-    ports, port = [], 30000
-    for _ in range(12):
-        port += delta * rng.choice([1, 1, 1, 2, 3])
-        ports.append(port)
+    steps = [1] * 8 + [2, 2, 3]
+    rng.shuffle(steps)
+    ports = [30000 + delta * taken for taken in accumulate(steps)]
     found = pattern(observed(ports))
     assert found == Pattern(Allocation.SEQUENTIAL, delta)
 
