@@ -8,17 +8,20 @@ import json
 import os
 import pty
 import select
+import shlex
 import shutil
 import signal
 import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import click
 import pytest
 
 from nattype.lab import Lab, LabError
@@ -91,7 +94,20 @@ def nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     assert list(temporary.iterdir()) == []
 
 
-def as_nobody() -> tuple[list[str], dict[str, str]]:
+@pytest.fixture(scope="session")
+def readable() -> Iterator[Path]:
+    """A copy of what natlab needs that everybody may read: a checkout may be root's alone."""
+    with tempfile.TemporaryDirectory(prefix="natkit-readable-") as name:
+        copy = Path(name)
+        copy.chmod(0o755)
+        for package in ("stun", "nattype"):
+            shutil.copytree(ROOT / package, copy / package)
+        shutil.copytree(Path(click.__file__).parent, copy / "click")
+        yield copy
+
+
+@pytest.fixture
+def as_nobody(readable: Path) -> tuple[list[str], dict[str, str]]:
     """How an ordinary user runs natlab, with a Python that such a user may read."""
     python = next(
         (
@@ -103,7 +119,6 @@ def as_nobody() -> tuple[list[str], dict[str, str]]:
     )
     if python is None:
         pytest.fail("no Python of 3.11 or newer that an ordinary user may run")
-    packages = [path for path in sys.path if path.endswith("site-packages")]
     return (
         [
             "setpriv",
@@ -117,7 +132,7 @@ def as_nobody() -> tuple[list[str], dict[str, str]]:
         {
             **os.environ,
             "HOME": "/nonexistent",
-            "PYTHONPATH": os.pathsep.join([str(ROOT), *packages]),
+            "PYTHONPATH": str(readable),
             "PATH": "/usr/bin:/bin",
         },
     )
@@ -186,11 +201,23 @@ def test_signals_reach_the_command(number: int, word: str, code: int) -> None:
         assert process.wait(10) == code
 
 
+# A Binding request from the standard library, which takes no time to load.
+ASK = """
+import os, socket
+host, port = os.environ["NATLAB_STUN"].split(":")
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    sock.settimeout(5)
+    sock.sendto(bytes.fromhex("000100002112a442") + bytes(12), (host, int(port)))
+    assert sock.recv(2000)[:2] == b"\\x01\\x01"
+"""
+
+
 @pytest.mark.usefixtures("nothing_left")
 def test_a_terminal_belongs_to_the_command_and_ctrl_c_reaches_it_once() -> None:
-    wait = "until read line; do :; done; echo got $line"
+    ask = f"{shlex.join([sys.executable, '-c', ASK])} && echo answered"
+    wait = f"until read line; do :; done; {ask}; echo got $line"
     script = f"trap 'echo INT' INT; test -t 0 && echo ready; {wait}"
-    command = [*NATLAB, "run", "--nat", "full-cone", "--no-server", "--", "sh", "-c", script]
+    command = [*NATLAB, "run", "--nat", "full-cone", "--delay", "5", "--", "sh", "-c", script]
     child, terminal = pty.fork()
     if child == 0:
         os.execv(command[0], command)
@@ -208,6 +235,9 @@ def test_a_terminal_belongs_to_the_command_and_ctrl_c_reaches_it_once() -> None:
     os.write(terminal, b"line\n")
     said = until(b"got line")
     assert b"INT" not in said
+    # The STUN server and the wire live on, and nobody speaks of their end.
+    assert b"natlab:" not in said
+    assert b"answered" in said
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     os.close(terminal)
 
@@ -321,8 +351,10 @@ def test_the_supervisor_killed_is_noticed() -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="these tests are run by an ordinary user already")
 @pytest.mark.usefixtures("nothing_left")
 @pytest.mark.parametrize("kind", ["open", "full-cone-random", "symmetric", "cgnat", "firewall"])
-def test_an_ordinary_user_can_do_it_all(kind: str) -> None:
-    prefix, env = as_nobody()
+def test_an_ordinary_user_can_do_it_all(
+    kind: str, as_nobody: tuple[list[str], dict[str, str]]
+) -> None:
+    prefix, env = as_nobody
     script = (
         "import os, socket\n"
         "host, port = os.environ['NATLAB_STUN'].split(':')\n"
@@ -341,8 +373,10 @@ def test_an_ordinary_user_can_do_it_all(kind: str) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="these tests are run by an ordinary user already")
 @pytest.mark.usefixtures("nothing_left")
-def test_an_ordinary_user_killed_leaves_nothing_either() -> None:
-    prefix, env = as_nobody()
+def test_an_ordinary_user_killed_leaves_nothing_either(
+    as_nobody: tuple[list[str], dict[str, str]],
+) -> None:
+    prefix, env = as_nobody
     command = ["-m", "nattype.lab.cli", "run", "--nat", "cgnat", "--", "sh", "-c",
                "echo ready; exec sleep 1000"]  # fmt: skip
     with subprocess.Popen(
@@ -511,6 +545,9 @@ def test_a_server_of_ones_own_and_what_is_said_when_it_fails() -> None:
         Lab.nat("open", server_command=["sleep", "100"], server_wait=0.2).start()
     with pytest.raises(LabError, match="cannot be started"):
         Lab.nat("open", server_command=["no-such-server"]).start()
+    done = natlab("run", "--nat", "open", "--server-command", "sh -c 'exit 4'", "--", "true")
+    assert done.returncode == 125
+    assert done.stderr == "natlab: the STUN server ended with exit code 4 and said nothing\n"
 
 
 def test_natkit_serves_both_families() -> None:
@@ -563,6 +600,9 @@ def test_the_fixture_serves_other_projects(tmp_path: Path) -> None:
         "def test_a_pair(natlab):\n"
         "    lab = natlab.pair('full-cone', 'open', server_command=())\n"
         "    assert lab.b.ipv4.startswith('192.52.193.')\n"
+        "def test_one_that_ends_before_the_test(natlab):\n"
+        "    with natlab('open', server_command=()) as lab:\n"
+        "        assert lab.host.run(['true']).returncode == 0\n"
     )
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:natlab", "-p", "nattype.lab.pytest_plugin",
@@ -570,7 +610,7 @@ def test_the_fixture_serves_other_projects(tmp_path: Path) -> None:
         cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
-    assert "2 passed" in done.stdout
+    assert "3 passed" in done.stdout
 
 
 def test_the_doctor_finds_this_machine_able() -> None:

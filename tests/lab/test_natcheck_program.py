@@ -82,7 +82,7 @@ def test_explain_shows_the_packets_that_decided() -> None:
 def test_an_interrupt_on_a_terminal_is_clean() -> None:
     pid, terminal = pty.fork()
     if pid == 0:
-        os.execve(sys.executable, behind("udp-blocked"), ENVIRONMENT)
+        os.execve(sys.executable, behind("udp-blocked"), ENVIRONMENT | {"TERM": "xterm"})
     said, began, interrupted = b"", time.monotonic(), False
     while time.monotonic() - began < 60:
         readable, _, _ = select.select([terminal], [], [], 0.1)
@@ -92,7 +92,8 @@ def test_an_interrupt_on_a_terminal_is_clean() -> None:
             except OSError:  # Linux says EIO at the end of a terminal.
                 break
             said += piece
-        if not interrupted and b"asking" in said:
+        # The progress display begins with the diagnosis, which takes seconds behind this NAT.
+        if not interrupted and said:
             os.write(terminal, b"\x03")
             interrupted = True
     os.close(terminal)
@@ -116,7 +117,7 @@ def test_a_network_without_a_server_is_inconclusive() -> None:
     report = loads(done.stdout)
     assert report.udp is not None
     assert report.udp.nat_type is NatType.INCONCLUSIVE
-    assert report.verdict.startswith("Inconclusive: no STUN server answered")
+    assert report.verdict.startswith("Inconclusive: no STUN server answered (127.0.0.1:9)")
 
 
 def test_natlab_finds_natcheck_without_an_activated_environment() -> None:
