@@ -40,7 +40,7 @@ bench: $(VENV)/.interop ## the figures of the README, each beside a peer in one 
 	$(PYTEST) tests/bench --benchmark-only --benchmark-group-by=group \
 		--benchmark-columns=min,median,iqr,rounds
 
-fuzz: $(VENV)/.fuzz ## atheris on every target, FUZZ_SECONDS each
+fuzz: $(VENV)/.fuzz ## atheris and hypothesis on all that takes bytes, FUZZ_SECONDS each
 	@$(BIN)/python -m tools.fuzz --seconds $(FUZZ_SECONDS)
 
 rivals: $(VENV)/.interop ## natcheck beside pystun3 and turnutils_natdiscovery; writes the README's table

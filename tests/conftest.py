@@ -7,24 +7,31 @@ import random
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
+
+DEFAULT_SEED = 8489
+
+# Machines that run tests are shared: an example that takes long says nothing about the code.
+settings.register_profile("natkit", deadline=None, print_blob=True)
+settings.load_profile("natkit")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--seed",
-        type=int,
-        default=None,
-        help="replay a run: the seed that a failed test printed",
+        default=str(DEFAULT_SEED),
+        help="a number, which replays the run that printed it, or: random",
     )
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("--seed") is None:
-        # Workers of a parallel run share the seed of the process that started them.
-        worker_input = getattr(config, "workerinput", None)
-        config.option.seed = (
-            worker_input["natkit_seed"] if worker_input else random.SystemRandom().getrandbits(32)
-        )
+    # Workers of a parallel run share the seed of the process that started them.
+    worker_input = getattr(config, "workerinput", {})
+    seed = worker_input.get("natkit_seed", config.getoption("--seed"))
+    config.option.seed = random.SystemRandom().getrandbits(32) if seed == "random" else int(seed)
+    if config.getoption("--hypothesis-seed", None) is None:
+        config.option.hypothesis_seed = config.option.seed
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -34,7 +41,7 @@ def pytest_configure_node(node: object) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    return f"seed: {config.getoption('--seed')} (replay with --seed)"
+    return f"seed: {config.getoption('--seed')} (--seed random for another)"
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -1,17 +1,19 @@
-"""Coverage-guided fuzzing, with atheris, of everything that takes a peer's bytes.
+"""Fuzzing of everything that takes a peer's bytes: guided by coverage, and by hypothesis.
 
-    python -m tools.fuzz                                   every target, FUZZ_SECONDS each
-    python -m tools.fuzz --seconds 60 --jobs 1 uri nonce   some of them, for a minute each
-    python -m tools.fuzz --one decode [CORPUS_DIRECTORY...] [-max_total_time=600]
+    python -m tools.fuzz                                    every target, ten minutes each
+    python -m tools.fuzz --seconds 60 --jobs 1 uri nonce    some of them, for a minute each
+    python -m tools.fuzz --corpus DIRECTORY decode          with the files in it as further seeds
+    python -m tools.fuzz --one decode [DIRECTORY...] [-max_total_time=600]
 
-The last form runs one target in this process; what follows its name is libFuzzer's.  The vectors of
-rfc-vectors are always among the seeds; a corpus directory, if given, is added to them and grows.
-What is demanded of each target is in tools/fuzz/target_*.py, which the test session runs as well.
+The last form runs one atheris target in this process; what follows its name is libFuzzer's.  The
+vectors of rfc-vectors are always among the seeds.  What is demanded of the atheris targets is in
+tools/fuzz/target_*.py; the others repeat files of the test session under one seed after another.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import subprocess
 import sys
@@ -31,6 +33,22 @@ MODULES = {
     "datagram": "target_server",
     "server": "target_server",
     "probe": "target_probe",
+}
+PROPERTIES = {
+    "examples-decode": (
+        "tests/fuzz/test_fuzz_decode.py",
+        "tests/property/test_codec_equivalence.py",
+    ),
+    "examples-client": (
+        "tests/fuzz/test_fuzz_client.py",
+        "tests/property/test_client_conversations.py",
+        "tests/property/test_client_texts_and_streams.py",
+    ),
+    "examples-server": (
+        "tests/fuzz/test_fuzz_server.py",
+        "tests/property/test_server_invariants.py",
+    ),
+    "examples-probe": ("tests/fuzz/test_fuzz_probe.py", "tests/property/test_probe_verdicts.py"),
 }
 TAIL = 12
 """Lines of a failed run that are shown."""
@@ -60,20 +78,46 @@ def void(_: object) -> None:
     """Drop a check's result: libFuzzer takes none."""
 
 
-def run(name: str, seconds: int) -> bool:
-    """Fuzz one target in a process of its own and print what came of it."""
-    started = time.monotonic()
+def fuzz(name: str, seconds: int, corpus: Path | None) -> tuple[int, str, str]:
+    """Fuzz one target in a process of its own; return how often it ran, what is wrong, the end."""
     command = [sys.executable, "-m", "tools.fuzz", "--one", name, f"-max_total_time={seconds}"]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    with tempfile.TemporaryDirectory(prefix="natkit-corpus-") as scratch:
+        # libFuzzer adds what it finds to the first directory, which must not be the caller's.
+        directories = [scratch, str(corpus)] if corpus else []
+        done = subprocess.run(
+            [*command, *directories], capture_output=True, text=True, errors="replace", check=False
+        )
     output = done.stdout + done.stderr
     counts = re.findall(r"^#(\d+)", output, re.MULTILINE)
-    executions = int(counts[-1]) if counts else 0
-    verdict = "clean" if done.returncode == 0 else f"FAILED (exit {done.returncode})"
-    print(f"{name:9} {executions:>9} runs in {time.monotonic() - started:4.0f} s  {verdict}")
-    if done.returncode:
+    wrong = f"exit {done.returncode}" if done.returncode else ""
+    return int(counts[-1]) if counts else 0, wrong, output
+
+
+def repeat(name: str, seconds: int, corpus: Path | None) -> tuple[int, str, str]:
+    """Run test files under one seed after another; return as :func:`fuzz` does."""
+    environment = os.environ | ({"NATKIT_FUZZ_CORPUS": str(corpus)} if corpus else {})
+    end, rounds = time.monotonic() + seconds, 0
+    while time.monotonic() < end:
+        rounds += 1
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "--seed", str(rounds), *PROPERTIES[name]],
+            capture_output=True, text=True, check=False, env=environment,
+        )  # fmt: skip
+        if done.returncode:
+            return rounds, f"--seed {rounds}", done.stdout
+    return rounds, "", ""
+
+
+def run(name: str, seconds: int, corpus: Path | None) -> bool:
+    """Run one target and print what came of it."""
+    started = time.monotonic()
+    count, wrong, output = (repeat if name in PROPERTIES else fuzz)(name, seconds, corpus)
+    verdict = f"FAILED ({wrong})" if wrong else "clean"
+    print(f"{name:15} {count:>9} runs in {time.monotonic() - started:4.0f} s  {verdict}")
+    if wrong:
         print("\n".join(output.splitlines()[-TAIL:]))
     sys.stdout.flush()
-    return done.returncode == 0
+    return not wrong
 
 
 def main() -> int:
@@ -83,11 +127,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.fuzz")
     parser.add_argument("--seconds", type=int, default=600, help="for each target")
     parser.add_argument("--jobs", type=int, default=2, help="targets at a time")
-    parser.add_argument("targets", nargs="*", choices=[[], *MODULES], help="all by default")
+    parser.add_argument("--corpus", type=Path, help="a directory of files to start from besides")
+    targets = [*MODULES, *PROPERTIES]
+    parser.add_argument("targets", nargs="*", choices=[[], *targets], help="all by default")
     arguments = parser.parse_args()
-    names = arguments.targets or list(MODULES)
+    names = arguments.targets or targets
+    corpus = arguments.corpus.resolve() if arguments.corpus else None
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        good = list(pool.map(lambda name: run(name, arguments.seconds), names))
+        good = list(pool.map(lambda name: run(name, arguments.seconds, corpus), names))
     return 0 if all(good) else 1
 
 
