@@ -15,11 +15,10 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
-from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
 from stun.sansio import SECOND, Address, Instant, SocketMachine
 from stun.sockets import Callback, Sockets
@@ -30,9 +29,6 @@ if TYPE_CHECKING:
     from stun.uri import StunUri
 
 Event = TypeVar("Event")
-
-EVENT_LIMIT: Final = 65536
-"""Events kept for :meth:`Driver.events` when nobody takes them; the oldest go first."""
 
 
 class Driver(Generic[Event]):
@@ -58,9 +54,6 @@ class Driver(Generic[Event]):
         tls_ports: Mapping[int, ssl.SSLContext] | None = None,
     ) -> None:
         self.machine = machine
-        self._kept: deque[Event] = deque(maxlen=EVENT_LIMIT)
-        self._lost = 0
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._reactor = _AsyncioReactor(self._guarded)
         self._sockets: Sockets[Event] = Sockets(
             machine, self._reactor, on_event or self._keep, tls=tls, tls_ports=tls_ports
@@ -101,10 +94,7 @@ class Driver(Generic[Event]):
     @property
     def counters(self) -> Mapping[str, int]:
         """What was sent, received and refused, in words for a person."""
-        counts = dict(self._sockets.counters)
-        if self._lost:
-            counts["events that nobody took"] = self._lost
-        return counts
+        return self._sockets.counters
 
     async def run(self) -> None:
         """Serve until cancelled, or until :meth:`close`."""
@@ -115,8 +105,8 @@ class Driver(Generic[Event]):
     async def events(self) -> AsyncGenerator[Event, None]:
         """Yield what the machine tells, until :meth:`close`."""
         while True:
-            while self._kept:
-                yield self._kept.popleft()
+            while self._sockets.kept:
+                yield self._sockets.kept.popleft()
             if self._ended:
                 break
             await self._next_wakeup()
@@ -138,9 +128,7 @@ class Driver(Generic[Event]):
             raise failure
 
     def _keep(self, event: Event) -> None:
-        if len(self._kept) == EVENT_LIMIT:
-            self._lost += 1
-        self._kept.append(event)
+        self._sockets.keep(event)
         self._wakeup.set()
 
     def _guarded(self, callback: Callback) -> None:

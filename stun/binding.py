@@ -141,7 +141,7 @@ class BindingQuery:
                 case Failed(transaction_id, _, error):
                     for attempt in list(self._attempts.values()):
                         if attempt.transaction == transaction_id:
-                            self._queue.append(Shut(attempt.handle))
+                            self._shut(attempt)
                             self._fail(attempt.handle, error, now)
                 case _ if isinstance(output, Output):
                     self._queue.append(output)
@@ -152,7 +152,7 @@ class BindingQuery:
         (attempt,) = (a for a in self._attempts.values() if a.transaction == reply.transaction_id)
         mapped = mapped_address(reply.message)
         if mapped is None:
-            self._queue.append(Shut(attempt.handle))
+            self._shut(attempt)
             error = TransportFailed(f"the answer of {reply.source} has no mapped address")
             self._fail(attempt.handle, error, now)
         else:
@@ -168,11 +168,15 @@ class BindingQuery:
         self._end = self._next = None
         self._waiting.clear()
         for attempt in self._attempts.values():
-            if attempt.transaction is not None:
-                self._client.cancel(attempt.transaction)
-            self._queue.append(Shut(attempt.handle))
+            self._shut(attempt)
         self._attempts.clear()
         self._queue.append(event)
+
+    def _shut(self, attempt: _Attempt) -> None:
+        if attempt.transaction is not None:
+            self._client.cancel(attempt.transaction)
+        self._client.forget(attempt.handle)
+        self._queue.append(Shut(attempt.handle))
 
     def poll(self) -> Output | Answered | NotAnswered | None:
         """Give the next thing to do or to tell."""

@@ -12,7 +12,6 @@ import os
 import selectors
 import ssl
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Generic, Self, TypeVar
@@ -49,10 +48,9 @@ class Driver(Generic[Event]):
         tls_ports: Mapping[int, ssl.SSLContext] | None = None,
     ) -> None:
         self.machine = machine
-        self._kept: deque[Event] = deque()
         self._reactor = _SelectorReactor()
         self._sockets: Sockets[Event] = Sockets(
-            machine, self._reactor, on_event or self._kept.append, tls=tls, tls_ports=tls_ports
+            machine, self._reactor, on_event, tls=tls, tls_ports=tls_ports
         )
 
     def __enter__(self) -> Self:
@@ -82,32 +80,34 @@ class Driver(Generic[Event]):
     def step(self, timeout: float | None = None) -> None:
         """Let happen what is ready; wait for it, at most ``timeout`` seconds unless ``None``."""
         self._sockets.flush()
-        due = self._reactor.wait(timeout)
-        if due:
+        if self._reactor.wait(timeout):
             self._sockets.on_time()
 
     def run_until(self, done: Callable[[], bool], timeout: float | None = None) -> bool:
-        """Run until ``done()``, at most ``timeout`` seconds; return what ``done()`` said last."""
+        """Run until ``done()``, at most ``timeout`` seconds and not after :meth:`close`.
+
+        Returns what ``done()`` said last.
+        """
         end = None if timeout is None else time.monotonic() + timeout
         self._sockets.flush()
         while not done():
             left = None if end is None else end - time.monotonic()
-            if left is not None and left <= 0:
+            if self._reactor.is_closed or (left is not None and left <= 0):
                 return False
             self.step(left)
         return True
 
     def events(self, timeout: float | None = None) -> Iterator[Event]:
-        """Yield what the machine tells, for ``timeout`` seconds in all (``None``: without end)."""
+        """Yield what the machine tells, for ``timeout`` seconds in all (``None``: until closed)."""
         end = None if timeout is None else time.monotonic() + timeout
         while True:
             left = None if end is None else max(0.0, end - time.monotonic())
-            if not self.run_until(lambda: bool(self._kept), left):
+            if not self.run_until(lambda: bool(self._sockets.kept), left):
                 return
-            yield self._kept.popleft()
+            yield self._sockets.kept.popleft()
 
     def close(self) -> None:
-        """Close every descriptor."""
+        """Close every descriptor; also within ``on_event``."""
         self._sockets.close()
         self._reactor.close()
 
@@ -145,6 +145,7 @@ class _SelectorReactor:
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
+        self.is_closed = False
         self._at: Instant | None = None
 
     def now(self) -> Instant:
@@ -171,14 +172,16 @@ class _SelectorReactor:
 
     def wait(self, timeout: float | None) -> bool:
         """Wait, call back what is ready, and say whether the ordered time has come."""
+        if self.is_closed:
+            return False
         if self._at is not None:
             until_due = max(0.0, (self._at - self.now()) / SECOND)
             timeout = until_due if timeout is None else min(timeout, until_due)
         for key, ready in self._selector.select(timeout):
             for flag, which in ((selectors.EVENT_READ, 0), (selectors.EVENT_WRITE, 1)):
                 # An earlier callback of this round may have closed the descriptor, and another
-                # socket may have got its number.
-                registered = self._selector.get_map().get(key.fd)
+                # socket may have got its number; or everything, and then there is no map.
+                registered = (self._selector.get_map() or {}).get(key.fd)
                 if registered is None or registered.data is not key.data:
                     break
                 if ready & flag and (callback := key.data[which]) is not None:
@@ -186,4 +189,5 @@ class _SelectorReactor:
         return self._at is not None and self._at <= self.now()
 
     def close(self) -> None:
+        self.is_closed = True
         self._selector.close()

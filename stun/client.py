@@ -247,6 +247,12 @@ class Client:
         if current is not None:
             self._remove(current)
 
+    def forget(self, handle: Handle) -> None:
+        """Take note that the owner shut a stream, which no event tells; its requests just end."""
+        self._streams.pop(handle, None)
+        for pending in self._over(handle):
+            self._remove(pending.request.transaction_id)
+
     @property
     def open_requests(self) -> int:
         """How many requests have not ended."""
@@ -283,7 +289,7 @@ class Client:
                     self._send(pending)
                     self._timers.set(current, pending.transaction.deadline)
                 case Step.GIVE_UP:
-                    self._give_up(current, pending)
+                    self._give_up(pending)
                 case Step.WAIT:
                     self._timers.set(current, pending.transaction.deadline)
 
@@ -347,16 +353,17 @@ class Client:
 
     def _send_anew(self, pending: _Pending, now: Instant) -> None:
         """Repeat a request as a new transaction: a challenge is to be answered."""
-        self._remove(pending.request.transaction_id)
-        pending.request = with_transaction_id(pending.request, self._entropy(12))
-        pending.transaction = Transaction(pending.schedule, now)
+        request = with_transaction_id(pending.request, self._entropy(12))
         try:
-            pending.wire = self._dress(pending.request, pending.guard)
+            wire = self._dress(request, pending.guard)
         except UsageError as error:
             # The challenge is so long that its answer is no message any more.
-            self._end(pending, FailureCause.AUTHENTICATION, error)
-        else:
-            self._send_first(pending)
+            self._fail(pending, FailureCause.AUTHENTICATION, error)
+            return
+        self._remove(pending.request.transaction_id)
+        pending.request, pending.wire = request, wire
+        pending.transaction = Transaction(pending.schedule, now)
+        self._send_first(pending)
 
     # Ending ---------------------------------------------------------------------------------------
 
@@ -375,22 +382,10 @@ class Client:
         source: Address | None = None,
     ) -> None:
         self._remove(pending.request.transaction_id)
-        self._end(pending, cause, error, message, source=source)
-
-    def _end(
-        self,
-        pending: _Pending,
-        cause: FailureCause,
-        error: StunError,
-        message: Message | None = None,
-        *,
-        source: Address | None = None,
-    ) -> None:
         sends = pending.transaction.sends
         self._queue.append(Failed(pending.name, cause, error, message, source, sends))
 
-    def _give_up(self, current: bytes, pending: _Pending) -> None:
-        self._timers.cancel(current)
+    def _give_up(self, pending: _Pending) -> None:
         if pending.violation is not None:
             # "If all the responses received are discarded, then instead of signaling a timeout
             # after ending the transaction, the layer MUST signal that the integrity protection
@@ -400,8 +395,11 @@ class Client:
         text = f"{pending.route.destination} did not answer {pending.transaction.sends} request(s)"
         self._fail(pending, FailureCause.TIMED_OUT, TransactionTimedOut(text))
 
+    def _over(self, handle: Handle) -> list[_Pending]:
+        return [p for p in self._pending.values() if p.route.handle == handle]
+
     def _stream_failed(self, handle: Handle, error: TransportFailed) -> None:
-        for pending in [p for p in self._pending.values() if p.route.handle == handle]:
+        for pending in self._over(handle):
             self._fail(pending, FailureCause.TRANSPORT, error)
 
     def _undeliverable(self, event: Undeliverable) -> None:

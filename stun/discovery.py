@@ -200,7 +200,7 @@ def stun_targets(
 
 
 def _stun_steps(uri: StunUri, transport: Transport, entropy: Entropy, *, behavior: bool) -> Steps:
-    name = uri.host if uri.secure else None
+    name = _to_prove(uri.host, transport)
     if uri.is_address:
         return [_target(uri.host, uri.port, transport, name)]
     if uri.port is not None:
@@ -212,6 +212,11 @@ def _stun_steps(uri: StunUri, transport: Transport, entropy: Entropy, *, behavio
             return found
     # "If no SRV records are found, the client performs both an A and AAAA record lookup".
     return (yield from _addresses(uri.host, transport.default_port, transport, name))
+
+
+def _to_prove(host: str, transport: Transport) -> str | None:
+    """Return the name for the certificate, "without a trailing dot" (RFC 6066 section 3)."""
+    return host.removesuffix(".") if transport.is_secure else None
 
 
 def _target(host: str, port: int | None, transport: Transport, name: str | None) -> Target:
@@ -283,15 +288,12 @@ def turn_targets(
 
 
 def _turn_steps(uri: TurnUri, transports: Sequence[Transport], entropy: Entropy) -> Steps:
-    def name(transport: Transport) -> str | None:
-        return uri.host if transport.is_secure else None
-
     if uri.is_address:  # step 1
-        return [_target(uri.host, uri.port, one, name(one)) for one in transports]
+        return [_target(uri.host, uri.port, one, _to_prove(uri.host, one)) for one in transports]
     if uri.port is not None:  # step 2
         answer = yield Query(uri.host, Kind.ADDRESS)
         return [
-            Target(Address(address, uri.port), one, name(one))
+            Target(Address(address, uri.port), one, _to_prove(uri.host, one))
             for one in transports
             for address in answer
             if isinstance(address, str)
@@ -304,11 +306,10 @@ def _turn_steps(uri: TurnUri, transports: Sequence[Transport], entropy: Entropy)
     targets: list[Target] = []
     for transport in transports:
         service = "turns" if transport.is_secure else "turn"
-        by_srv = yield from _srv(uri.host, service, transport, name(transport), entropy)
+        name = _to_prove(uri.host, transport)
+        by_srv = yield from _srv(uri.host, service, transport, name, entropy)
         if by_srv is None:
-            by_srv = yield from _addresses(
-                uri.host, transport.default_port, transport, name(transport)
-            )
+            by_srv = yield from _addresses(uri.host, transport.default_port, transport, name)
         targets += by_srv
     return targets
 
@@ -371,7 +372,7 @@ def _follow_naptr(
     ranked.sort(key=lambda entry: entry[:2])
     found: list[Target] = []
     for _, _, transport, record in ranked:
-        name = host if transport.is_secure else None
+        name = _to_prove(host, transport)
         found += yield from _follow(record, transport, name, entropy)
     return found
 

@@ -15,6 +15,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from stun.discovery import (
@@ -32,7 +33,7 @@ from stun.discovery import (
     turn_targets,
 )
 from stun.errors import StunError
-from stun.sockaddr import from_sockaddr
+from stun.sockaddr import from_sockaddr, to_sockaddr
 from stun.uri import TurnUri, Uri, parse_server
 
 if TYPE_CHECKING:
@@ -107,7 +108,21 @@ def _result(uri: Uri, targets: list[Target], family: Family) -> list[Target]:
     if not wanted:
         kind = "" if family is None else f" over IPv{family}"
         raise ResolutionError(f"no server found for {uri}{kind}")
-    return wanted
+    return [_with_zone_as_reported(target) for target in wanted]
+
+
+def _with_zone_as_reported(target: Target) -> Target:
+    """Write the zone as sockets report it, or the source of an answer would be another address.
+
+    RFC 4007 section 11.2 lets people write an interface's number for its name.
+    """
+    if "%" not in target.address.host:
+        return target
+    try:
+        return replace(target, address=from_sockaddr(to_sockaddr(target.address)))
+    except OSError:
+        zone = target.address.host.partition("%")[2]
+        raise ResolutionError(f"{target.address}: there is no interface {zone!r} here") from None
 
 
 def _ask(query: Query, family: Family) -> Answer:

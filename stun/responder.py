@@ -50,6 +50,7 @@ from stun.registry import (
     Class,
     ErrorCode,
     Method,
+    default_reason,
 )
 from stun.sansio import Address, Entropy, Instant, Transmit
 
@@ -228,12 +229,12 @@ class Responder:
         if padding is not None or port is not None:
             if padding is not None and port is not None:
                 # RFC 5780 section 7.5: "MUST NOT process"; 6.1: "an error response of type 400".
-                error = Message.error(request, ErrorCode.BAD_REQUEST, "PADDING and RESPONSE-PORT")
+                error = _failure(request, ErrorCode.BAD_REQUEST, "PADDING and RESPONSE-PORT")
                 return Transmit(self._encode(error, request), source, endpoint.local)
             if not self._special.allow(prefix, now):
                 return DropReason.RATE_LIMITED
             if port == 0:
-                error = Message.error(request, ErrorCode.BAD_REQUEST, "RESPONSE-PORT is 0")
+                error = _failure(request, ErrorCode.BAD_REQUEST, "RESPONSE-PORT is 0")
                 return Transmit(self._encode(error, request), source, endpoint.local)
             if port is not None:
                 destination = Address(source.host, port)
@@ -271,7 +272,7 @@ class Responder:
     def _error(self, request: Message) -> Message | None:
         if request.method != _BINDING:
             # A client that takes this for a TURN server learns so at once instead of by silence.
-            return Message.error(request, ErrorCode.BAD_REQUEST, "only Binding is served here")
+            return _failure(request, ErrorCode.BAD_REQUEST, "only Binding is served here")
         unknown = unknown_required(request, UNDERSTOOD)
         return _unknown(request, unknown) if unknown else None
 
@@ -316,10 +317,21 @@ def check(message: Message) -> DropReason | None:
             return None
 
 
+def _failure(request: Message, code: int, reason: str | None = None) -> Message:
+    phrase = default_reason(code) if reason is None else reason
+    if request.is_rfc3489:
+        # Its attributes are not padded, so their lengths are: "The lengths of the reason phrases
+        # MUST be a multiple of 4 [...] by added spaces to the end" (RFC 3489 section 11.2.9).
+        phrase += " " * (-len(phrase) % 4)
+    return Message.error(request, code, phrase)
+
+
 def _malformed(request: Message, error: DecodeError) -> Message:
-    return Message.error(request, ErrorCode.BAD_REQUEST, error.detail[:_REASON])
+    return _failure(request, ErrorCode.BAD_REQUEST, error.detail[:_REASON])
 
 
 def _unknown(request: Message, codes: tuple[int, ...]) -> Message:
-    error = Message.error(request, ErrorCode.UNKNOWN_ATTRIBUTE)
-    return error.add(UNKNOWN_ATTRIBUTES, codes)
+    if request.is_rfc3489 and len(codes) % 2:
+        # RFC 3489 section 11.2.10: of an odd number "one [...] MUST be repeated".
+        codes += codes[-1:]
+    return _failure(request, ErrorCode.UNKNOWN_ATTRIBUTE).add(UNKNOWN_ATTRIBUTES, codes)

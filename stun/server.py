@@ -8,8 +8,8 @@ section demands.
 
 Datagrams go through :class:`stun.responder.Responder` and leave no trace.  A connection keeps the
 splitter of its byte stream and the time of its last message; connections are bounded in number, in
-all and per source.  Discards are counted in :attr:`Server.drops` and not queued as events: a flood
-must not become a flood of objects.
+all and per source, and so is the rate of a source's messages.  Discards are counted in
+:attr:`Server.drops` and not queued as events: a flood must not become a flood of objects.
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ from stun.sansio import (
 
 LONGEST_MESSAGE: Final = 8192
 """Octets of a message on a stream; a Binding request with PADDING is a quarter of that."""
+MOST_ENDPOINTS: Final = 4096
+"""Local addresses behind a wildcard that are remembered; the others work, more slowly."""
 
 
 class Site(NamedTuple):
@@ -95,6 +97,11 @@ class ServerConfig:
     """A connection without a message for this long is closed."""
     connections: int = 4096
     connections_per_source: int = 256
+    """A source is an IPv4 address, or the /64 of an IPv6 one."""
+    message_rate: float = 1000
+    """Messages a second over all connections of a source, 0 for no limit.  A connection that goes
+    over it is closed: one client's haste would be every other client's delay."""
+    message_burst: int = 4000
     dials: int = 256
     """Connections dialled for CONNECT-BACK that may be undecided at once."""
     dial_rate: float = 16
@@ -210,7 +217,8 @@ class Server:
         }
         # In the order of their last message, so the one that idles longest is the first.
         self._connections: OrderedDict[Handle, _Connection] = OrderedDict()
-        self._sources: Counter[str] = Counter()
+        self._sources: Counter[bytes] = Counter()
+        self._messages = PrefixLimiter(config.message_rate, config.message_burst, entropy=entropy)
         self._dialler = Dialler(
             self._queue,
             lambda: next(self._numbers),
@@ -369,13 +377,15 @@ class Server:
         if any_host not in endpoints:
             return None
         endpoint = Endpoint(local, self._advertised(local))
-        endpoints[local] = endpoint
+        # A whole prefix may be local (127.0.0.0/8; an IPv6 /64 that is routed to this host).
+        if len(endpoints) < MOST_ENDPOINTS:
+            endpoints[local] = endpoint
         return endpoint
 
     # Connections. ---------------------------------------------------------------------------------
 
     def _accepted(self, event: Accepted, now: Instant) -> None:
-        config, source = self._config, event.remote.host
+        config, source = self._config, _source_of(event.remote)
         endpoint = self._streams.get(event.local) or self._at_wildcard(event.local, self._streams)
         if (
             endpoint is None
@@ -392,7 +402,13 @@ class Server:
         )
 
     def _arrived(self, connection: _Connection, data: bytes, now: Instant) -> None:
+        source = _source_of(connection.remote)
         for octets in connection.stream.feed(data):
+            if not self._messages.allow(source, now):
+                self.drops[DropReason.RATE_LIMITED] += 1
+                self._forget(connection.handle)
+                self._queue.append(Shut(connection.handle, reset=True))
+                return
             connection.seen = now
             self._connections.move_to_end(connection.handle)
             try:
@@ -436,24 +452,27 @@ class Server:
             local = Address(self._other_host[here], 0)
         elif wanted.kind == Kind.SIMULTANEOUS_OPEN:
             local = self._silent.get(here)
-        # A source is what one host has: an IPv4 address, or the /64 of an IPv6 one.
-        source = host_octets(connection.remote.host)[:8]
         return self._dialler.grant(
             wanted,
             control=connection.handle,
             local=local,
             remote=connection.remote,
-            source=source,
+            source=_source_of(connection.remote),
             now=now,
         )
 
     def _forget(self, handle: Handle) -> None:
         connection = self._connections.pop(handle)
-        source = connection.remote.host
+        source = _source_of(connection.remote)
         self._sources[source] -= 1
         if not self._sources[source]:
             del self._sources[source]
         self._dialler.cancel(handle)
+
+
+def _source_of(remote: Address) -> bytes:
+    """Return what one host has for itself: an IPv4 address, or the /64 of an IPv6 one."""
+    return host_octets(remote.host)[:8]
 
 
 def _check(config: ServerConfig) -> None:

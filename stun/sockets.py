@@ -36,7 +36,7 @@ from stun.sansio import (
     Write,
 )
 from stun.sockaddr import cause_of_bind, detail_of
-from stun.tcp import ACCEPTS, READS, Listener, State, Stream, StreamEnded
+from stun.tcp import ACCEPTS, Listener, State, Stream, StreamEnded
 from stun.udp import UdpSocket
 
 Event = TypeVar("Event")
@@ -46,8 +46,12 @@ LINGER: Final = 5 * SECOND
 """How long a stream that the machine shut may still need to get rid of its last bytes."""
 HANDSHAKE: Final = 10 * SECOND
 """How long an accepted connection may take for its TLS handshake."""
+HANDSHAKES: Final = 256
+"""TLS handshakes of accepted connections at once: for one more the oldest gives way."""
 ACCEPT_PAUSE: Final = SECOND // 5
 """How long a listener rests when the system has no descriptor or memory for another connection."""
+EVENT_LIMIT: Final = 65536
+"""Events that are kept when nobody takes them; the oldest go first."""
 
 
 class Reactor(Protocol):
@@ -73,8 +77,9 @@ class Reactor(Protocol):
 class Sockets(Generic[Event]):
     """The sockets of one machine.
 
-    ``on_event`` is given everything the machine polls that is not an order to the driver.  A stream
-    dialled with a ``server_name`` is verified by ``tls``, the system's trust store by default.  A
+    ``on_event`` is given everything the machine polls that is not an order to the driver; without
+    one it is put into ``kept``, the newest :data:`EVENT_LIMIT` of it.  A stream dialled with a
+    ``server_name`` is verified by ``tls``, the system's trust store by default.  A
     :class:`stun.sansio.Listen` for a port in ``tls_ports`` accepts TLS with that context.
     """
 
@@ -82,14 +87,15 @@ class Sockets(Generic[Event]):
         self,
         machine: SocketMachine[Event],
         reactor: Reactor,
-        on_event: Callable[[Event], None],
+        on_event: Callable[[Event], None] | None,
         *,
         tls: ssl.SSLContext | None = None,
         tls_ports: Mapping[int, ssl.SSLContext] | None = None,
     ) -> None:
         self.machine = machine
         self._reactor = reactor
-        self._on_event = on_event
+        self._on_event = on_event or self.keep
+        self.kept: deque[Event] = deque(maxlen=EVENT_LIMIT)
         self._tls = tls
         self._tls_ports = dict(tls_ports or {})
         self._udp: dict[Handle, UdpSocket] = {}
@@ -98,6 +104,8 @@ class Sockets(Generic[Event]):
         self._streams: dict[Handle, Stream] = {}
         # Streams that the machine has let go of and whose last bytes are still on their way.
         self._leaving: set[Stream] = set()
+        # Accepted streams whose TLS handshake goes on, the oldest first.
+        self._handshakes: dict[Stream, None] = {}
         self._timers: Timers[Hashable] = Timers()
         self._news: deque[SocketEvent] = deque()
         self._accepted = 0
@@ -164,6 +172,12 @@ class Sockets(Generic[Event]):
         finally:
             self._pumping = False
 
+    def keep(self, event: Event) -> None:
+        """Put an event into ``kept``."""
+        if len(self.kept) == EVENT_LIMIT:
+            self._counts["events that nobody took"] += 1
+        self.kept.append(event)
+
     def _tell(self, event: SocketEvent) -> None:
         self._news.append(event)
         self._pump()
@@ -201,12 +215,15 @@ class Sockets(Generic[Event]):
     def _udp_readable(self, port: UdpSocket) -> None:
         packets, errors = port.drain()
         now = self._reactor.now()
-        receive, pump = self.machine.receive, self._pump
+        receive, pump, handle, ours = self.machine.receive, self._pump, port.handle, self._udp
         for packet in packets:
+            if handle not in ours:  # shut because of the packet before: nothing follows
+                break
             receive(packet, now)
             pump()
-        for error in errors:
-            self._tell(error)
+        else:
+            for error in errors:
+                self._tell(error)
         self._arm()
 
     # TCP listeners. -------------------------------------------------------------------------------
@@ -250,7 +267,11 @@ class Sockets(Generic[Event]):
                 self._watch_stream(stream)
                 self._tell(Accepted(listener.handle, stream.handle, local, remote))
             else:
+                if len(self._handshakes) >= HANDSHAKES:
+                    oldest = next(iter(self._handshakes))
+                    self._ended(oldest, StreamEnded(Cause.OTHER, "gave way to a newer one"))
                 stream.use_tls(listener.tls)
+                self._handshakes[stream] = None
                 self._timers.set(stream, self._reactor.now() + HANDSHAKE)
                 self._watch_stream(stream)
         self._arm()
@@ -280,9 +301,10 @@ class Sockets(Generic[Event]):
         self._watch_stream(stream)
 
     def _watch_stream(self, stream: Stream) -> None:
+        deaf = stream.state is State.CONNECTING or _is_held_back(stream)
         self._reactor.watch(
             stream.sock.fileno(),
-            None if stream.state is State.CONNECTING else lambda: self._stream_readable(stream),
+            None if deaf else lambda: self._stream_readable(stream),
             (lambda: self._stream_writable(stream)) if stream.wants_write else None,
         )
 
@@ -307,20 +329,18 @@ class Sockets(Generic[Event]):
         try:
             if stream.state is State.HANDSHAKE and stream.handshake():
                 self._timers.cancel(stream)
+                self._handshakes.pop(stream, None)
                 local, remote = stream.local, stream.remote
                 if stream.listener is None:
                     self._tell(Connected(stream.handle, local, remote))
                 else:
                     self._tell(Accepted(stream.listener, stream.handle, local, remote))
-            reads = 0
             # What the machine does about one piece may shut the stream.
-            while stream.state is State.OPEN and (reads < READS or stream.end is not None):
-                reads += 1
-                data = stream.read()
-                if data is None:
-                    break
+            while stream.state is State.OPEN and (data := stream.read()) is not None:
                 if stream not in self._leaving:  # nobody is left to tell otherwise
                     self._tell(Arrived(stream.handle, data))
+                if stream.end is None:
+                    break  # one read a wake-up, so that others get their turn
         except StreamEnded as end:
             self._ended(stream, end)
         else:
@@ -369,6 +389,7 @@ class Sockets(Generic[Event]):
 
     def _let_go(self, stream: Stream, *, reset: bool = False) -> None:
         self._leaving.discard(stream)
+        self._handshakes.pop(stream, None)
         self._timers.cancel(stream)
         if stream.state is not State.CLOSED:
             self._reactor.unwatch(stream.sock.fileno())
@@ -420,6 +441,16 @@ class Sockets(Generic[Event]):
         self._streams.clear()
 
 
+def _is_held_back(stream: Stream) -> bool:
+    """Whether nothing is read until the peer has read what waits for it.
+
+    Or a client that asks without end and takes no answer would fill the memory; TCP's window holds
+    it back instead.  Only where it was the peer that connected: two ends that both did so might
+    wait for each other.
+    """
+    return stream.listener is not None and stream.wants_write
+
+
 def _count_udp(counts: Counter[str], port: UdpSocket) -> None:
     counts["datagrams received"] += port.received
     counts["datagrams sent"] += port.sent
@@ -427,4 +458,4 @@ def _count_udp(counts: Counter[str], port: UdpSocket) -> None:
         counts[f"not sent: {reason}"] += count
 
 
-__all__ = ["HANDSHAKE", "LINGER", "Reactor", "Sockets"]
+__all__ = ["EVENT_LIMIT", "HANDSHAKE", "HANDSHAKES", "LINGER", "Reactor", "Sockets"]

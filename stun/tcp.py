@@ -36,9 +36,9 @@ from stun.sockaddr import (
 BACKLOG: Final = 1024
 ACCEPTS: Final = 64
 """Connections taken from a listener in one wake-up."""
-READS: Final = 16
-"""Reads from one stream in one wake-up."""
-READ_SIZE: Final = 1 << 16
+READ_SIZE: Final = 1 << 12
+"""Octets read from one stream in one wake-up: 200 of the shortest requests, and what they ask for
+must be done before others get their turn."""
 PENDING_LIMIT: Final = 1 << 20
 """Octets kept for a peer that does not read; one more and the stream is closed."""
 
@@ -233,10 +233,13 @@ class Stream:
                 # RFC 5382 REQ-4: the NAT "SHOULD send an ICMP Port Unreachable error".
                 cause = Cause.UNREACHABLE
             raise StreamEnded(cause, detail_of(error))
-        # With IP_RECVERR an ICMP error ends an established connection too, which RFC 1122 4.2.3.9
-        # does not want of the "soft" ones, and which anybody could forge.
-        keep_errors(self.sock, keep=False)
-        self.local = from_sockaddr(self.sock.getsockname())
+        try:
+            # With IP_RECVERR an ICMP error ends an established connection too, which RFC 1122
+            # 4.2.3.9 does not want of the "soft" ones, and which anybody could forge.
+            keep_errors(self.sock, keep=False)
+            self.local = from_sockaddr(self.sock.getsockname())
+        except OSError as error:  # on BSD these fail if the peer has reset the connection already
+            raise StreamEnded(cause_of_stream(error), detail_of(error)) from None
         if self._tls is None:
             self.state = State.OPEN
             return True

@@ -11,7 +11,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 from stun.attributes import host_text
 from stun.errors import UsageError
@@ -45,22 +45,19 @@ class UriError(UsageError):
         self.problem = problem
 
 
-@dataclass(frozen=True, slots=True)
-class StunUri:
-    """A STUN server (RFC 7064).
+class _ServerUri:
+    """What the two kinds of URI share; each declares its fields in the order of its grammar."""
 
-    ``host``: a name, or an IP address as :class:`stun.sansio.Address` has it, without brackets.
-    ``port``: ``None`` when the URI has none, so that a server is looked for with SRV.
-    """
-
+    __slots__ = ()
+    _name: ClassVar[str]
     host: str
-    port: int | None = None
-    secure: bool = False
+    port: int | None
+    secure: bool
 
     @property
     def scheme(self) -> str:
         """The scheme."""
-        return "stuns" if self.secure else "stun"
+        return f"{self._name}s" if self.secure else self._name
 
     @property
     def default_port(self) -> int:
@@ -77,36 +74,36 @@ class StunUri:
 
 
 @dataclass(frozen=True, slots=True)
-class TurnUri:
+class StunUri(_ServerUri):
+    """A STUN server (RFC 7064).
+
+    ``host``: a name, or an IP address as :class:`stun.sansio.Address` has it, without brackets.
+    ``port``: ``None`` when the URI has none, so that a server is looked for with SRV.
+    """
+
+    _name = "stun"
+    host: str
+    port: int | None = None
+    secure: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TurnUri(_ServerUri):
     """A TURN server (RFC 7065).
 
     As :class:`StunUri`.  ``transport``: ``"udp"``, ``"tcp"`` or an extension in lower case, as the
     URI says; with ``secure`` these mean DTLS (RFC 7350) and TLS.  ``None`` when the URI has none.
     """
 
+    _name = "turn"
     host: str
     port: int | None = None
     transport: str | None = None
     secure: bool = False
 
-    @property
-    def scheme(self) -> str:
-        """The scheme."""
-        return "turns" if self.secure else "turn"
-
-    @property
-    def default_port(self) -> int:
-        """The port where no SRV record names another one."""
-        return DEFAULT_TLS_PORT if self.secure else DEFAULT_PORT
-
-    @property
-    def is_address(self) -> bool:
-        """Whether the host is an IP address."""
-        return is_ip_address(self.host)
-
     def __str__(self) -> str:
         transport = "" if self.transport is None else f"?transport={self.transport}"
-        return f"{self.scheme}:{_authority(self.host, self.port)}{transport}"
+        return f"{_ServerUri.__str__(self)}{transport}"
 
 
 Uri: TypeAlias = StunUri | TurnUri
@@ -162,10 +159,9 @@ def parse_server(text: str) -> Uri:
     if text.count(":") > 1 and not text.startswith("["):
         address, _, zone = text.partition("%")
         return StunUri(_ipv6(text, 0, address, zone))
-    start = 0
     if not text.isascii():
         text = _to_ascii(text)
-    host, port, at = _parse_authority(text, start, zone_escape="%")
+    host, port, at = _parse_authority(text, 0, zone_escape="%")
     if at != len(text):
         raise UriError(text, at, f"{text[at]!r} does not belong here")
     return StunUri(host, port)

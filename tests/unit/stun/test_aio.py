@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from stun import aio
+from stun import aio, sockets
 from stun.discovery import Transport
 from stun.errors import StunError, TransactionTimedOut, TransportFailed, UsageError
 from stun.sansio import (
@@ -87,7 +87,7 @@ async def test_closing_ends_run_and_events_after_what_was_kept() -> None:
 
 @asynchronous
 async def test_events_that_nobody_takes_are_bounded_and_counted() -> None:
-    machine = Teller(*range(aio.EVENT_LIMIT + 3))
+    machine = Teller(*range(sockets.EVENT_LIMIT + 3))
     async with aio.Driver(machine) as driver:
         assert driver.counters["events that nobody took"] == 3
         async with aclosing(driver.events()) as events:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from stun import aio, blocking
+from stun import aio, blocking, sockets
 from stun.discovery import Transport
 from stun.errors import TransactionTimedOut
 from stun.sansio import Address, Instant, Opened, OpenUdp, Received, SocketEvent, Transmit
@@ -51,6 +51,22 @@ def test_events_end_with_the_time() -> None:
     with blocking.Driver(Teller("one", "two")) as driver:
         assert list(driver.events(timeout=0.05)) == ["one", "two"]
         assert list(driver.events(timeout=0)) == []
+
+
+def test_events_that_nobody_takes_are_bounded_and_counted() -> None:
+    with blocking.Driver(Teller(*range(sockets.EVENT_LIMIT + 3))) as driver:
+        driver.flush()
+        assert driver.counters["events that nobody took"] == 3
+        assert next(driver.events(timeout=0)) == 3
+
+
+def test_closing_ends_events_after_what_was_kept() -> None:
+    with blocking.Driver(Teller("one", "two")) as driver:
+        driver.flush()
+        driver.close()
+        assert list(driver.events()) == ["one", "two"]
+        assert not driver.run_until(lambda: False)
+        driver.step()  # too late, and no mistake
 
 
 def test_events_without_a_time_wait() -> None:

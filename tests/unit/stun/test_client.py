@@ -590,6 +590,22 @@ class TestStream:
         with pytest.raises(UsageError, match="not connected"):
             client.request_over(self.HANDLE, now=MS)
 
+    def test_a_stream_that_its_owner_shut_is_forgotten_with_its_requests(self):
+        client = make()
+        client.on_socket(Connected(3, LOCAL, SERVER), 0)
+        client.on_socket(Connected(4, LOCAL, OTHER), 0)
+        gone, stays = client.request_over(3, now=0), client.request_over(4, now=0)
+        drain(client)
+        client.forget(3)
+        client.forget(3)
+        assert drain(client) == []
+        assert client.open_requests == 1
+        with pytest.raises(UsageError, match="not connected"):
+            client.request_over(3, now=0)
+        client.cancel(gone)
+        client.cancel(stays)
+        assert client.deadline() is None
+
     def test_a_stream_that_loses_its_framing(self):
         client = self.connected()
         name = client.request_over(self.HANDLE, now=0)

@@ -113,6 +113,12 @@ class TestStun:
         ]
         assert zone.asked == [("_stun._udp.example.org", "SRV"), ("example.org", "ADDRESS")]
 
+    def test_a_certificate_has_names_without_the_last_dot(self):
+        zone = Zone({"example.org.": ["192.0.2.1"]})
+        assert [target.name for target in stun("stuns:example.org.", zone)] == ["example.org"]
+        found = run(turn_targets(parse("turns:example.org.:5349"), entropy=bytes), zone)
+        assert [target.name for target in found] == ["example.org"]
+
     @pytest.mark.parametrize(
         ("text", "transport", "owner", "port"),
         [

@@ -105,6 +105,18 @@ def test_an_address_asks_nobody(find, monkeypatch):
     assert addresses(find("[2001:db8::1]:99")) == [Address("2001:db8::1", 99)]
 
 
+@pytest.mark.parametrize("by", [0, 1], ids=["number", "name"])
+def test_a_zone_is_written_as_sockets_report_it(find, by):
+    interface = socket.if_nameindex()[0]
+    found = find(f"[fe80::1%{interface[by]}]:99")
+    assert addresses(found) == [Address(f"fe80::1%{interface[1]}", 99)]
+
+
+def test_a_zone_that_this_machine_does_not_have(find):
+    with pytest.raises(ResolutionError, match="no interface 'nowhere9'"):
+        find("stun:[fe80::1%25nowhere9]:3478")
+
+
 @pytest.mark.parametrize(("family", "host"), [(4, "192.0.2.1"), (6, "2001:db8::1")])
 def test_one_family(find, family, host):
     assert addresses(find("a.example.org:7", family=family)) == [Address(host, 7)]

@@ -208,7 +208,7 @@ def test_change_request_of_a_client_without_cookie(
 
 def test_response_address_is_never_obeyed(responder: Responder, endpoint: Endpoint) -> None:
     asked = request((RESPONSE_ADDRESS, Address("203.0.113.99", 7)), cookie=NO_COOKIE)
-    assert refused(responder, endpoint, asked) == (420, (RESPONSE_ADDRESS.code,))
+    assert refused(responder, endpoint, asked) == (420, (RESPONSE_ADDRESS.code,) * 2)
 
 
 def test_what_looks_like_a_fingerprint_says_nothing_without_the_cookie(
@@ -244,7 +244,23 @@ def test_with_one_address_an_rfc_3489_client_may_send_it_without_flags(
     response, _ = answer(responder, lone, request((CHANGE_REQUEST, idle), cookie=NO_COOKIE))
     assert response.get(MAPPED_ADDRESS) == CLIENT
     asked = request((CHANGE_REQUEST, ChangeRequest(True, True)), cookie=NO_COOKIE)
-    assert refused(responder, lone, asked) == (420, (CHANGE_REQUEST.code,))
+    assert refused(responder, lone, asked) == (420, (CHANGE_REQUEST.code,) * 2)
+
+
+@pytest.mark.parametrize("unknown", [(0x7F01,), (0x7F01, 0x7F02), (0x7F01, 0x7F02, 0x7F03)])
+def test_what_an_rfc_3489_client_is_told_needs_no_padding(
+    responder: Responder, endpoint: Endpoint, unknown: tuple[int, ...]
+) -> None:
+    asked = request(cookie=NO_COOKIE)
+    asked.attributes += [(code, b"") for code in unknown]
+    response, _ = answer(responder, endpoint, asked)
+    assert [code for code, value in response.attributes if len(value) % 4] == []
+    listed = response.get(UNKNOWN_ATTRIBUTES)
+    assert listed is not None
+    assert dict.fromkeys(listed) == dict.fromkeys(unknown)
+    error = response.get(ERROR_CODE)
+    assert error is not None
+    assert error.reason.rstrip() == "Unknown Attribute"
 
 
 # RESPONSE-PORT and PADDING. -----------------------------------------------------------------------

@@ -23,6 +23,7 @@ from stun.codec import Message, decode, encode
 from stun.errors import DropReason, UsageError
 from stun.integrity import check_fingerprint
 from stun.registry import Class, Method
+from stun.responder import Endpoint
 from stun.sansio import (
     MILLISECOND,
     SECOND,
@@ -241,6 +242,26 @@ def test_a_wildcard_answers_from_the_address_that_was_asked(rng: random.Random) 
 # Datagrams. ---------------------------------------------------------------------------------------
 
 
+def test_a_whole_local_prefix_behind_a_wildcard_costs_no_more_memory(
+    rng: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stun.server.MOST_ENDPOINTS", 3)
+    served = Served(ServerConfig(Address("0.0.0.0", 3478), tcp=False), rng).start()
+    made: list[Address] = []
+
+    def describe(local: Address, advertised: Address) -> Endpoint:
+        made.append(local)
+        return Endpoint(local, advertised)
+
+    monkeypatch.setattr("stun.server.Endpoint", describe)
+    asked = [Address(f"127.0.0.{n}", 3478) for n in (1, 2, 3, 1, 2, 3)]
+    for local in asked:
+        (answer,) = served.datagram(binding(), to=local)
+        assert answer.source == local
+    # The first two are remembered beside the wildcard; the third is made each time.
+    assert [local.host for local in made] == ["127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.3"]
+
+
 def test_discards_are_counted_and_not_queued(served: Served) -> None:
     for n in range(1000):
         assert served.datagram(bytes([0x80]) * (20 + n % 7)) == []
@@ -332,6 +353,40 @@ def test_connections_are_limited_per_source_and_in_all(rng: random.Random) -> No
     served.connect()
     assert served.drain() == []
     assert served.say(second, binding())
+
+
+def test_a_source_is_the_whole_64_of_an_ipv6_address(rng: random.Random) -> None:
+    # Who has one address of it has them all.
+    config = replace(BOTH, connections_per_source=2)
+    served = Served(config, rng).start()
+    first, second, third = (
+        served.connect(remote=Address(f"2001:db8:1:2:{n}::9", 1000)) for n in range(3)
+    )
+    assert served.drain() == [Shut(third, reset=True)]
+    served.connect(remote=Address("2001:db8:1:3::9", 1000))
+    assert served.drain() == []
+    for handle in (first, second):
+        served.server.on_socket(Closed(handle, Cause.RESET), served.now)
+    served.connect(remote=Address("2001:db8:1:2::9", 1000))
+    assert served.drain() == []
+
+
+def test_a_source_that_asks_without_end_is_cut_off(rng: random.Random) -> None:
+    served = Served(replace(BOTH, message_rate=10, message_burst=5), rng).start()
+    hasty, second = served.connect(), served.connect()
+    other = served.connect(remote=Address("203.0.113.6", 1))
+    *answers, end = served.say(hasty, *(binding() for _ in range(9)))
+    assert [type(answer) for answer in answers] == [Write] * 5
+    assert end == Shut(hasty, reset=True)
+    assert served.server.drops == {DropReason.RATE_LIMITED: 1}
+    assert len(served.say(other, binding())) == 1
+    # The budget is that of the source, and what counts is messages, answered or not.
+    assert served.say(second, Message.indication(Method.BINDING, bytes(12))) == [
+        Shut(second, reset=True)
+    ]
+    third = served.connect()
+    served.pass_time(SECOND // 5)
+    assert len(served.say(third, binding(), binding())) == 2
 
 
 # CONNECT-BACK, as a client sees it. ---------------------------------------------------------------

@@ -12,6 +12,7 @@ import os
 import socket
 import ssl
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -366,6 +367,20 @@ def test_a_shut_udp_socket_is_closed_and_its_counts_are_kept(run: Runner) -> Non
         again.bind(machine.one(Opened).local)
 
 
+def test_nothing_follows_on_a_udp_socket_that_was_shut(run: Runner) -> None:
+    def react(machine: Recorder, event: Told) -> None:
+        match event:
+            case Opened(2, address):
+                one = machine.one(Opened, 1).local
+                machine.order(*(Transmit(b"x", one, address) for _ in range(3)))
+            case Received():
+                machine.order(Shut(1), "heard")
+
+    machine = Recorder(react).order(OpenUdp(1, ANY), OpenUdp(2, ANY))
+    run(machine, lambda: run.told)
+    assert len(machine.all(Received)) == 1
+
+
 # TCP. ---------------------------------------------------------------------------------------------
 
 
@@ -660,6 +675,51 @@ def test_where_silence_is_not_to_be_had_it_is_said(
     assert machine.one(Closed, 1).cause is Cause.NOT_PERMITTED
 
 
+def test_a_stream_with_much_to_say_leaves_others_their_turn(run: Runner) -> None:
+    with socket.socket() as eager:
+
+        def react(machine: Recorder, event: Told) -> None:
+            match event:
+                case Opened(2):
+                    eager.connect(machine.one(Opened, 1).local)
+                    eager.setblocking(False)
+                    assert eager.send(bytes(100_000)) == 100_000
+                case Accepted():
+                    udp = machine.one(Opened, 2).local
+                    machine.order(Transmit(b"x", udp, udp))
+
+        machine = Recorder(react).order(Listen(1, ANY), OpenUdp(2, ANY))
+        run(machine, lambda: len(machine.bytes_on(-1)) == 100_000 and machine.all(Received))
+    kinds = [type(event) for event in machine.heard]
+    assert kinds.index(Received) < kinds.index(Arrived) + 2
+
+
+def test_a_peer_that_asks_and_does_not_read_is_held_back(run: Runner) -> None:
+    factor, sent, received = 5, 0, 0
+
+    def ask_and_only_then_read(address: Address) -> None:
+        nonlocal sent, received
+        with socket.create_connection(address, timeout=0.3) as peer:
+            with contextlib.suppress(TimeoutError):
+                while True:
+                    sent += peer.send(bytes(1 << 16))
+            peer.settimeout(PATIENCE)
+            while received < sent * factor and (data := peer.recv(1 << 20)):
+                received += len(data)
+
+    def react(machine: Recorder, event: Told) -> None:
+        match event:
+            case Opened(local=address):
+                threading.Thread(target=ask_and_only_then_read, args=(address,)).start()
+            case Arrived(handle, data):
+                machine.order(Write(handle, data * factor))
+
+    machine = Recorder(react).order(Listen(1, ANY))
+    run(machine, lambda: machine.all(Closed))
+    assert received == sent * factor
+    assert machine.one(Closed).cause is Cause.END_OF_STREAM
+
+
 # TLS. ---------------------------------------------------------------------------------------------
 
 
@@ -780,6 +840,25 @@ def test_a_tls_handshake_that_never_ends_is_given_up(
     assert run.counters["TLS handshake failed: took too long"] == 1
 
 
+def test_many_tls_handshakes_at_once_and_the_oldest_gives_way(
+    run: Runner, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sockets, "HANDSHAKES", 2)
+    port = free_tcp_port()
+
+    def react(machine: Recorder, event: Told) -> None:
+        match event:
+            case Opened(local=address):
+                machine.order(Dial(2, ANY, address))
+            case Connected(handle, remote=address) if handle < 4:
+                machine.order(Dial(handle + 1, ANY, address))
+
+    machine = Recorder(react).order(Listen(1, Address(LOCALHOST, port)))
+    run(machine, lambda: machine.all(Closed), tls_ports={port: server_context(certificate)})
+    assert machine.one(Closed).handle == 2
+    assert run.counters["TLS handshake failed: gave way to a newer one"] == 1
+
+
 # Time and events. ---------------------------------------------------------------------------------
 
 
@@ -838,6 +917,25 @@ def test_orders_given_while_an_event_is_told_are_carried_out(run: Runner) -> Non
     machine = Recorder().order("go")
     run(machine, lambda: machine.heard)
     assert machine.one(Opened, 1)
+
+
+def test_closing_while_an_event_is_told_ends_it(run: Runner) -> None:
+    class Closing(list[str]):
+        def append(self, event: str) -> None:
+            super().append(event)
+            run.driver.close()
+
+    def react(machine: Recorder, event: Told) -> None:
+        match event:
+            case Opened(local=address):
+                machine.order(*(Transmit(b"x", address, address) for _ in range(3)))
+            case Received():
+                machine.order("heard")
+
+    run.told = Closing()
+    machine = Recorder(react).order(OpenUdp(1, ANY), OpenUdp(2, ANY))
+    run(machine, lambda: run.told)
+    assert run.told == ["heard"]
 
 
 def test_a_handle_in_use_is_a_mistake_of_the_machine(run: Runner) -> None:

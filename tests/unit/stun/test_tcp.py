@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import select
 import socket
 from collections.abc import Iterator
 
@@ -52,6 +54,22 @@ def test_the_order_of_writes_is_kept_around_a_full_buffer(
         received += peer.recv(1 << 16)
         stream.flush()
     assert received == b"".join(pieces)
+
+
+def test_what_the_system_refuses_at_the_end_of_a_dial_ends_the_stream(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # On BSD even getsockname(2) fails once the peer has reset the connection.
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    with socket.create_server(ANY) as server:
+        stream = Stream.dial(1, ANY, Address(*server.getsockname()))
+        select.select([], [stream.sock], [], 5)
+        monkeypatch.setattr(tcp, "keep_errors", refuse)
+        with pytest.raises(StreamEnded, match="Invalid argument"):
+            stream.connected()
+        stream.close()
 
 
 def test_the_bound_is_kept(pair: tuple[Stream, socket.socket]) -> None:
