@@ -10,10 +10,10 @@ from nattype.report import Evidence, FamilyReport, Report
 from nattype.verdict import complete
 
 
-def assemble(families: Sequence[Classified]) -> Report:
+def assemble(families: Sequence[Classified], servers: tuple[str, ...] = ()) -> Report:
     """Make one report of the families' verdicts; the first is IPv4 if that was tried.
 
-    A family that reached no server gives way to one that did.
+    A family that reached no server gives way to one that did.  ``servers``: whom they asked.
     """
     ordered = sorted(families, key=lambda one: not one.reached)
     main = ordered[0]
@@ -30,6 +30,7 @@ def assemble(families: Sequence[Classified]) -> Report:
             else FamilyReport(other.family, other.udp, other.tcp),
             culprits=tuple(dict.fromkeys(c for one in ordered for c in one.culprits)),
             evidence=tuple(evidence),
+            servers=servers,
             behind_nat=main.behind_nat,
             layers=main.layers,
         )

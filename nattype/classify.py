@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from nattype.classify_tcp import judge_tcp
 from nattype.findings import (
+    CUT_SHORT,
     Findings,
     MappingFinding,
     infer_mapping,
@@ -37,6 +38,9 @@ from stun.sansio import SECOND, Address
 KEEPALIVE_FRACTION = 0.75
 """Of the shortest lifetime found, what a keepalive interval may be: timers are coarse."""
 _CARRIER = ipaddress.ip_network("100.64.0.0/10")
+_OLD = 20 * SECOND
+"""How long a mapping may have been idle for its change to count against the NAT.  RFC 4787 REQ-5
+wants two minutes; some gateways forget after 30 seconds, and that is no change of mind."""
 _PADDED = 1000
 """Octets of PADDING from which an answer was certainly cut into fragments with the request's."""
 
@@ -116,6 +120,8 @@ class _Udp:
         self.udp = udp
         self.seen = seen
         self.findings = findings
+        self._at = 0
+        """When the servers had answered: for what is said of tests that were not made."""
 
     def judge(self) -> UdpReport:
         udp, findings = self.udp, self.findings
@@ -123,6 +129,7 @@ class _Udp:
         answered = usable([c.asked for c in udp.contacts if c.asked is not None])
         if not answered:
             return self._nobody_answered()
+        self._at = max(one.at for one in answered)
         mapping = self._mapping()
         filtering = self._filtering(mapping.mapping)
         if mapping.mapping is Mapping.NONE and filtering is Filtering.ENDPOINT_INDEPENDENT:
@@ -150,6 +157,15 @@ class _Udp:
 
     def _nobody_answered(self) -> UdpReport:
         udp = self.udp
+        if not udp.complete:
+            # Those that are still to answer would be counted among the silent.
+            self.findings.note(
+                "udp.blocked",
+                Outcome.INCONCLUSIVE,
+                f"No server had answered over UDP when {CUT_SHORT}.",
+                self.seen.took,
+            )
+            return UdpReport()
         count = len({c.server for c in udp.contacts})
         sends = sum(c.asked.sends for c in udp.contacts if c.asked is not None)
         silent = [c for c in udp.contacts if c.asked is not None and c.asked.source is None]
@@ -184,7 +200,7 @@ class _Udp:
         at = udp.mapping[0].at if udp.mapping else alone[0].at
         self._dead_second_address()
         first = next(iter(usable(udp.mapping)), None)
-        last = udp.last
+        last = self._last()
         dependent = found.mapping not in (
             Mapping.NONE,
             Mapping.ENDPOINT_INDEPENDENT,
@@ -228,8 +244,14 @@ class _Udp:
                 at_second[0].at,
             )
 
+    def _last(self) -> Asked | None:
+        """Return the last exchange of the mapping socket, unless its mapping may have expired."""
+        last, mapping = self.udp.last, self.udp.mapping
+        old = last is not None and mapping and last.at - mapping[0].at > _OLD
+        return None if old else last
+
     def _stable(self) -> bool | None:
-        last = self.udp.last
+        last = self._last()
         first = next(
             (a for a in usable(self.udp.mapping) if last and a.server == last.server), None
         )
@@ -271,7 +293,7 @@ class _Udp:
                     "udp.filtering",
                     Outcome.SKIPPED,
                     f"{primary} has no second address to answer from, so filtering is not known.",
-                    self.udp.contacts[0].asked.at if self.udp.contacts[0].asked else 0,
+                    self._at,
                     primary,
                 )
             return Filtering.UNKNOWN
@@ -282,7 +304,9 @@ class _Udp:
             return Filtering.UNKNOWN
         both, port = run.both, run.port
         if both is None:
-            return self._unknown("the socket for it got no answer from the primary address", 0)
+            return self._unknown(
+                "the socket for it got no answer from the primary address", self._at
+            )
         at = both.asked.at
         if both.positive:
             self._conclude(
@@ -297,7 +321,7 @@ class _Udp:
                 "unanswered, and so did the control",
                 at,
             )
-        if not self._invited_arrives(run.both_control, primary, alternate, mapping):
+        if not self._invited_arrives(run.both_control, primary, alternate, mapping, at):
             return Filtering.UNKNOWN
         silent = (
             f"{times(both.asked.sends, 'request')} for an answer from {alternate}, never "
@@ -313,7 +337,7 @@ class _Udp:
         same = Address(primary.host, alternate.port)
         if port is None or not port.negative:
             return self._unknown(f"{silent}; whether {same} gets through could not be seen", at)
-        if not self._invited_arrives(run.port_control, primary, same, mapping):
+        if not self._invited_arrives(run.port_control, primary, same, mapping, at):
             return Filtering.UNKNOWN
         self._conclude(
             f"{silent}; so did {times(port.asked.sends, 'request')} for one from {same}: "
@@ -366,12 +390,20 @@ class _Udp:
         return False
 
     def _invited_arrives(
-        self, control: Challenge | None, primary: Address, source: Address, mapping: Mapping
+        self,
+        control: Challenge | None,
+        primary: Address,
+        source: Address,
+        mapping: Mapping,
+        at: int,
     ) -> bool:
-        """Whether an answer from ``source`` arrives where it was invited; explain if not."""
+        """Whether an answer from ``source`` arrives where it was invited; explain if not.
+
+        ``at``: when the uninvited one was asked for.
+        """
         if control is not None and control.positive:
             return True
-        at = control.asked.at if control is not None else 0
+        at = control.asked.at if control is not None else at
         if control is None or control.asked.error is not None:
             why = (
                 f"{source} itself does not answer"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nattype.findings import (
+    CUT_SHORT,
     Findings,
     MappingFinding,
     infer_mapping,
@@ -42,6 +43,8 @@ class _Tcp:
         self.seen = seen
         self.udp = udp
         self.findings = findings
+        self._at = 0
+        """When the servers had answered: for what is said of tests that were not made."""
 
     def judge(self) -> TcpReport:
         tcp, findings = self.tcp, self.findings
@@ -49,6 +52,7 @@ class _Tcp:
         answered = usable([c.asked for c in tcp.contacts if c.asked is not None])
         if not answered:
             return self._nobody_answered()
+        self._at = max(one.at for one in answered)
         mapping = self._mapping()
         simultaneous = self._simultaneous(mapping.mapping)
         filtering, unsolicited = self._filtering()
@@ -69,6 +73,14 @@ class _Tcp:
         )
 
     def _nobody_answered(self) -> TcpReport:
+        if not self.tcp.complete:
+            self.findings.note(
+                "tcp.blocked",
+                Outcome.INCONCLUSIVE,
+                f"No server had answered over TCP when {CUT_SHORT}.",
+                self.seen.took,
+            )
+            return TcpReport()
         dialled = self.tcp.dialled
         at = max((d.at for d in dialled), default=0)
         hosts = {d.remote.host for d in dialled}
@@ -144,7 +156,7 @@ class _Tcp:
                 Outcome.SKIPPED,
                 "The mapping differs for every endpoint, so the server cannot know which port to "
                 "dial.",
-                opens[0].at if opens else 0,
+                opens[0].at if opens else self._at,
             )
             return None
         if len(opens) < _ENOUGH_OPENS:
@@ -164,7 +176,7 @@ class _Tcp:
         stranger = self._knocks(BackKind.OTHER_ADDRESS)
         neighbour = self._knocks(BackKind.SAME_ADDRESS)
         if not stranger or self.seen.alternate is None:
-            return self._unknown(self._why_not(), 0), Unsolicited.UNKNOWN
+            return self._not_tested(), Unsolicited.UNKNOWN
         at = stranger[0].at
         other = self.seen.alternate.host
         met = self._met(stranger, other)
@@ -206,13 +218,22 @@ class _Tcp:
     def _knocks(self, kind: BackKind) -> list[ConnectedBack]:
         return [b for b in self.tcp.back if b.kind is kind and b.granted]
 
-    def _why_not(self) -> str:
-        asked = [b for b in self.tcp.back if b.kind is not BackKind.SIMULTANEOUS]
+    def _not_tested(self) -> Filtering:
+        """Say why nobody knocked: an ordinary server cannot be asked to, which is no failure."""
+        outcome = Outcome.SKIPPED
         if self.seen.alternate is None:
-            return "the server has no second address to connect from"
-        if not asked:
-            return "no connection was left to ask for it over"
-        return "the server cannot connect back, or would not at this time"
+            why = "the server has no second address to connect from"
+        elif any(b.kind is not BackKind.SIMULTANEOUS for b in self.tcp.back):
+            why = "the server cannot connect back"
+            refused = [b.error for b in self.tcp.back if b.error is not None]
+            if refused:
+                why = f"the server would not connect back at this time (error {refused[0]})"
+                outcome = Outcome.INCONCLUSIVE
+        else:
+            why = CUT_SHORT if not self.tcp.complete else "no connection was left to ask over"
+            outcome = Outcome.INCONCLUSIVE
+        self.findings.note("tcp.filtering", outcome, f"Filtering is not known: {why}.", self._at)
+        return Filtering.UNKNOWN
 
     def _met(self, knocks: Sequence[ConnectedBack], host: str) -> Unsolicited | None:
         """Return what SYNs from ``host`` met, ``None`` when that cannot be told."""

@@ -329,9 +329,18 @@ def run_command(args: Sequence[str] | None = None) -> int:
         return error.exit_code
     except BrokenPipeError:
         # The reader of our output has gone; Python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
+        return INCONCLUSIVE
+    except OSError as error:
+        # Reading and asking have answers of their own; what is left is writing, to a full disk.
+        _discard_output()
+        click.echo(f"natcheck: the output cannot be written: {error.strerror}", err=True)
         return INCONCLUSIVE
     return int(code)
+
+
+def _discard_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

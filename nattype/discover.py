@@ -327,11 +327,10 @@ def _config(wanted: _Wanted, plans: tuple[Plan, ...]) -> ProbeConfig:
 def _report(plans: tuple[Plan, ...], collected: _Collector, found: Sequence[_Found]) -> Report:
     assert collected.finished is not None
     seen = collected.finished.observations
-    report = assemble([classify(one) for one in seen])
     servers = tuple(dict.fromkeys(str(server.address) for plan in plans for server in plan.servers))
+    report = assemble([classify(one) for one in seen], servers)
     return replace(
         report,
-        servers=servers,
         seconds=max(one.took for one in seen) / SECOND,
         evidence=(*_unresolved(found), *report.evidence),
     )

@@ -58,6 +58,23 @@ PURPOSES: dict[str, Purpose] = {
         "request to answer from elsewhere must not be answered from the same place.",
         "RFC 5780 sections 6.1, 7.2 and 7.4",
     ),
+    "udp.alg": Purpose(
+        "Does anything on the path rewrite addresses inside packets?",
+        "The address in MAPPED-ADDRESS, which stands there as it is, is compared with the one in "
+        "XOR-MAPPED-ADDRESS, which a rewriter does not recognise.",
+        "RFC 8489 section 14.2; RFC 4787 section 7",
+    ),
+    "tcp.alg": Purpose(
+        "Does anything on the path rewrite addresses inside TCP streams?",
+        "As for UDP.",
+        "RFC 8489 section 14.2; RFC 5382 section 6",
+    ),
+    "nat.layers": Purpose(
+        "Is there another NAT behind the router?",
+        "The router is asked for its external address, which makes no mapping; that address is "
+        "compared with the one that servers see.",
+        "RFC 6886 section 3.2; RFC 6598 section 1",
+    ),
     "udp.mapping": Purpose(
         "Do different peers see this host at the same address and port?",
         "One socket asks the server's first address, its other address, and its other address and "

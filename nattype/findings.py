@@ -49,6 +49,10 @@ def milliseconds(duration: int) -> str:
     return f"{duration / 1e6:.1f} ms" if duration < 10_000_000 else f"{duration / 1e6:.0f} ms"
 
 
+CUT_SHORT = "the time allowed was up, or no more sockets could be had"
+"""Why tests that were begun say nothing."""
+
+
 def times(count: int, what: str) -> str:
     """Return ``3 requests``, ``1 request``."""
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
@@ -139,10 +143,13 @@ def infer_mapping(asked: Sequence[Asked]) -> MappingFinding:
         port_only = bool(address) and all(address)
         return MappingFinding(Mapping.ADDRESS_AND_PORT_DEPENDENT, port_only, shown)
     if False in address or False in both:
-        why = shown
-        if not port:
-            why += " (each at one port only, so whether the port matters too was not seen)"
-        return MappingFinding(Mapping.ADDRESS_DEPENDENT, because=why)
+        if port:
+            return MappingFinding(Mapping.ADDRESS_DEPENDENT, because=shown)
+        # RFC 4787 section 4.1: an address-dependent mapping is one that "reuses the port mapping
+        # for subsequent packets sent [...] to the same external IP address, regardless of the
+        # external port".  No reuse was seen, and a peer had better not count on it.
+        why = f"{shown} (each at one port only, so one for each address would look the same)"
+        return MappingFinding(Mapping.ADDRESS_AND_PORT_DEPENDENT, because=why)
     if address or both:
         return MappingFinding(Mapping.ENDPOINT_INDEPENDENT, because=shown)
     return MappingFinding(because=f"only one address could be asked: {shown}")

@@ -103,8 +103,6 @@ class Contact:
     """The server as the user gave it."""
     asked: Asked | None = None
     """The Binding exchange; ``None`` when no connection came about."""
-    dialled: tuple[Dialled, ...] = ()
-    """TCP: the attempts to connect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +209,7 @@ class UdpObservations:
     """Whether any of the servers answered over TCP."""
     strays: tuple[Address, ...] = ()
     """Who sent datagrams that answer none of the requests."""
-    complete: bool = False
+    complete: bool = True
     """Whether the tests ran to their end within the time allowed."""
 
 
@@ -246,11 +244,6 @@ class ConnectedBack:
     """This host's half of a simultaneous open."""
     at: Instant = 0
 
-    @property
-    def met_an_answer(self) -> bool:
-        """Whether any of the server's SYNs was answered by something."""
-        return bool(self.established or self.refused or self.unreachable or self.accepted_from)
-
 
 @dataclass(frozen=True, slots=True)
 class TcpObservations:
@@ -266,7 +259,7 @@ class TcpObservations:
     allocations: Allocations = Allocations()
     udp_alive: tuple[Address, ...] = ()
     """Servers' addresses that answered over UDP."""
-    complete: bool = False
+    complete: bool = True
 
 
 @dataclass(frozen=True, slots=True)

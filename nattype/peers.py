@@ -402,6 +402,8 @@ def _behind_one_address(ours: _Side, theirs: _Side) -> _Way:
                 shared,
                 f"Their local addresses {ours.internal} and {theirs.internal} are on one network: "
                 "use these, no packet needs to cross the NAT.",
+                "If these do not work, the two are in different homes that are numbered alike, "
+                "behind one carrier's NAT: then a relay is left.",
             ),
             same_nat=True,
         )

@@ -172,7 +172,7 @@ def _cell(text: str | None) -> Text:
 def _rows(udp: UdpReport | None, tcp: TcpReport | None) -> Iterable[_Row]:
     """Every finding, in the order in which it matters to whoever wants to connect."""
     u, t = udp or UdpReport(), tcp or TcpReport()
-    yield "kind", _kind(u.nat_type), _kind(t.nat_type)
+    yield "kind", _kind(u), _kind(t)
     yield "mapping", _mapping(u), _axis(t.mapping)
     yield "filtering", _axis(u.filtering), _axis(t.filtering)
     yield "uninvited SYN", None, _UNSOLICITED.get(t.unsolicited)
@@ -197,8 +197,16 @@ def _rows(udp: UdpReport | None, tcp: TcpReport | None) -> Iterable[_Row]:
     yield "round trip", _milliseconds(u.rtt), _milliseconds(t.rtt)
 
 
-def _kind(kind: NatType) -> str:
-    return "blocked" if kind in (NatType.UDP_BLOCKED, NatType.TCP_BLOCKED) else kind.value
+def _kind(path: UdpReport | TcpReport) -> str:
+    match path.nat_type, path.mapping:
+        case ((NatType.UDP_BLOCKED | NatType.TCP_BLOCKED), _):
+            return "blocked"
+        case NatType.INCONCLUSIVE, Mapping.NONE:
+            return "no NAT; filter not known"
+        case NatType.INCONCLUSIVE, Mapping.ENDPOINT_INDEPENDENT:
+            return "a cone; filter not known"
+        case kind, _:
+            return kind.value
 
 
 def _axis(value: Mapping | Filtering) -> str | None:

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from nattype.model import Allocation, Hairpin, Mapping, NatType
 from nattype.peers import reach
-from nattype.report import FamilyReport, Report, TcpReport, UdpReport
+from nattype.report import FamilyReport, Outcome, Report, TcpReport, UdpReport
 
 FAMILY_NAMES = {"ipv4": "IPv4", "ipv6": "IPv6"}
 
@@ -45,13 +45,12 @@ _SHORT: dict[NatType, str] = {
     NatType.TCP_BLOCKED: "nothing gets through",
 }
 
+# What is known without the filter; a mapping that depends on the peer is symmetric in any case.
 _KNOWN_MAPPING: dict[Mapping, str] = {
     Mapping.NONE: "there is no NAT",
     Mapping.ENDPOINT_INDEPENDENT: (
         "there is a NAT that shows every peer the same address and port (a cone of some kind)"
     ),
-    Mapping.ADDRESS_DEPENDENT: "there is a symmetric NAT",
-    Mapping.ADDRESS_AND_PORT_DEPENDENT: "there is a symmetric NAT",
 }
 
 
@@ -71,10 +70,18 @@ def verdict(report: Report) -> str:
         if second.nat_type is NatType.TCP_BLOCKED:
             return f"{blocked}, and neither does TCP."
         return f"{blocked}. Over TCP: {_headline(second, report)}."
+    if first.nat_type is NatType.TCP_BLOCKED:
+        return "TCP does not get through from here."
     sentences = [f"{_headline(first, report)}."]
-    if second is not None and not _alike(first, second):
-        sentences.append(_over_tcp(second))
+    if second is not None and not _alike(first, second, report):
+        sentences.append(_over_tcp(second, report))
     return " ".join(sentences)
+
+
+def not_offered(report: Report, test: str) -> bool:
+    """Whether a test was left out because it takes what the servers asked do not offer."""
+    made = {item.outcome for item in report.evidence if item.test == test}
+    return made == {Outcome.SKIPPED}
 
 
 def _anything_known(path: UdpReport | TcpReport | None) -> bool:
@@ -93,8 +100,12 @@ def _mute(report: Report) -> str:
     )
 
 
-def _alike(udp: UdpReport | TcpReport, tcp: UdpReport | TcpReport) -> bool:
-    same_kind = udp.nat_type is tcp.nat_type is not NatType.INCONCLUSIVE
+def _alike(udp: UdpReport | TcpReport, tcp: UdpReport | TcpReport, report: Report) -> bool:
+    same_kind = udp.nat_type is tcp.nat_type
+    if udp.nat_type is NatType.INCONCLUSIVE:
+        said_of_both = udp.mapping in _KNOWN_MAPPING or report.behind_nat is True
+        answered = None not in (udp.mapped_address, tcp.mapped_address)
+        return same_kind and udp.mapping is tcp.mapping and answered and said_of_both
     patterns = {udp.allocation.pattern, tcp.allocation.pattern} - {Allocation.UNKNOWN}
     return same_kind and (udp.nat_type is not NatType.SYMMETRIC or len(patterns) < 2)
 
@@ -104,7 +115,7 @@ def _headline(path: UdpReport | TcpReport, report: Report) -> str:
         case NatType.SYMMETRIC:
             text = f"You are behind a symmetric NAT: {_symmetric(path)}"
         case NatType.INCONCLUSIVE:
-            return _inconclusive(path)
+            return _inconclusive(path, report)
         case other:
             text = _YOU_ARE[other]
     if report.layers is not None and report.layers > 1 and "behind a " in text:
@@ -135,28 +146,40 @@ def _symmetric(path: UdpReport | TcpReport) -> str:
             return f"{whom} sees you at another port"
 
 
-def _inconclusive(path: UdpReport | TcpReport) -> str:
+def _unmeasured(path: UdpReport | TcpReport, report: Report) -> str:
+    """Return the end of a sentence about a path of which the mapping alone is known."""
+    tcp = isinstance(path, TcpReport)
+    what = "whether a firewall filters" if path.mapping is Mapping.NONE else "whom it lets in"
+    if not not_offered(report, "tcp.filtering" if tcp else "udp.filtering"):
+        return f"but {what} could not be measured"
+    takes = "dials back" if tcp else "has a second address"
+    return f"but {what} is told only by a server that {takes}"
+
+
+def _inconclusive(path: UdpReport | TcpReport, report: Report) -> str:
     over = "TCP" if isinstance(path, TcpReport) else "UDP"
     known = _KNOWN_MAPPING.get(path.mapping)
     if known is not None:
         what = "over TCP " if over == "TCP" else ""
-        return f"Inconclusive: {what}{known}, but whom it lets in could not be measured"
+        return f"Inconclusive: {what}{known}, {_unmeasured(path, report)}"
     if path.mapped_address is None:
         return f"Inconclusive: no server answered over {over}"
+    if report.behind_nat:
+        return "Inconclusive: there is a NAT, but too few addresses answered to tell of which kind"
     return (
         f"Inconclusive: a server answered over {over}, but not enough tests succeeded to tell what "
         "stands in the way"
     )
 
 
-def _over_tcp(tcp: UdpReport | TcpReport) -> str:
+def _over_tcp(tcp: UdpReport | TcpReport, report: Report) -> str:
     if tcp.nat_type is NatType.INCONCLUSIVE:
         known = _KNOWN_MAPPING.get(tcp.mapping)
         if known is None and tcp.mapped_address is None:
             return "Over TCP no server answered, so nothing can be said of it."
         if known is None:
             return "Over TCP a server answered, but not enough tests succeeded to tell more."
-        return f"Over TCP {known}, but whom it lets in could not be measured."
+        return f"Over TCP {known}, {_unmeasured(tcp, report)}."
     if tcp.nat_type is NatType.TCP_BLOCKED:
         return "TCP does not get through."
     if tcp.nat_type is NatType.SYMMETRIC:
@@ -174,10 +197,7 @@ def _advice(report: Report) -> Iterator[str]:
     if not report.conclusive:
         yield from _advice_inconclusive(report)
     elif tcp is not None and tcp.nat_type is NatType.INCONCLUSIVE:
-        yield (
-            "How TCP connections from outside are met is told by a server that dials back, as one "
-            "run with natcheck serve does."
-        )
+        yield _ASK_ONE_THAT_DIALS_BACK
     types = {path.nat_type for path in (udp, tcp) if path is not None}
     better = _better_family(report)
     if better is not None:
@@ -202,6 +222,11 @@ def _advice(report: Report) -> Iterator[str]:
         yield (
             "Peers behind a symmetric NAT cannot simply be reached; forward a port on the router, "
             "or keep a TURN relay at hand for them."
+        )
+    if types & _MAYBE_THE_HOSTS_FILTER:
+        yield (
+            "Look at this host's own firewall too: it may be what filters, which from outside "
+            "looks like the NAT's doing."
         )
     if NatType.SYMMETRIC_FIREWALL in types:
         yield "To be reachable for everybody, let your port in on the firewall."
@@ -228,11 +253,28 @@ def _advice_inconclusive(report: Report) -> Iterator[str]:
             "The servers named as untrustworthy are the reason; ask others: "
             "natcheck --server HOST[:PORT]."
         )
+    elif report.udp is not None and not_offered(report, "udp.filtering"):
+        if report.udp.mapping is Mapping.UNKNOWN:
+            yield "Ask two servers, which tell the mapping: natcheck --server ONE --server OTHER."
+        yield (
+            "Ask a server with two addresses (RFC 5780), as natcheck serve runs on a machine that "
+            "has two: natcheck --server HOST[:PORT]."
+        )
+    elif not_offered(report, "tcp.filtering"):
+        yield _ASK_ONE_THAT_DIALS_BACK
     else:
         yield (
             "Run it again, or ask a server with two addresses (RFC 5780): "
             "natcheck --server HOST[:PORT]."
         )
+
+
+_ASK_ONE_THAT_DIALS_BACK = (
+    "How TCP connections from outside are met is told by a server that dials back, as one run with "
+    "natcheck serve does: natcheck --server HOST[:PORT]."
+)
+# Behind these NATs a firewall of the host's own cannot be told from the NAT's filter.
+_MAYBE_THE_HOSTS_FILTER = {NatType.RESTRICTED_CONE, NatType.PORT_RESTRICTED_CONE}
 
 
 def _advice_udp(udp: UdpReport) -> Iterator[str]:

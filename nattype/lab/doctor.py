@@ -8,28 +8,14 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-_INSTALL = {
-    "apt-get": "sudo apt-get install -y nftables iproute2",
-    "dnf": "sudo dnf install -y nftables iproute",
-    "pacman": "sudo pacman -S --needed nftables iproute2",
-    "zypper": "sudo zypper install nftables iproute2",
-    "apk": "sudo apk add nftables iproute2",
-}
-
-# Sysctls that keep ordinary users from namespaces: the value that forbids, and how to allow it.
-_FORBIDDING = (
-    ("kernel.apparmor_restrict_unprivileged_userns", "1", "0"),
-    ("kernel.unprivileged_userns_clone", "0", "1"),
-    ("user.max_user_namespaces", "0", "10000"),
-    ("user.max_net_namespaces", "0", "10000"),
-)
+from nattype.lab.kernel.errors import NotPermitted
+from nattype.lab.kernel.remedies import install_command, tool, why_not_permitted
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,57 +46,11 @@ def problem() -> str | None:
     return None
 
 
-def why_not_permitted(error: OSError) -> str:
-    """Return why namespaces were refused, and the command that allows them."""
-    for name, forbidden, allowed in _FORBIDDING:
-        if _sysctl(name) == forbidden:
-            return (
-                f"this system does not let ordinary users make namespaces ({name} = {forbidden}). "
-                f"Run: sudo sysctl -w {name}={allowed}\n"
-                "or run natlab itself with sudo."
-            )
-    if error.errno == errno.ENOSPC:
-        return "too many namespaces exist already; see /proc/sys/user/max_*_namespaces"
-    if error.errno == errno.EINVAL and not _root_is_a_mount():
-        return (
-            "the root directory is not a mount point (a chroot?), so mounts cannot be kept apart. "
-            "Run: mount --bind DIR DIR, before chroot DIR"
-        )
-    if error.errno in (errno.ENOSYS, errno.EINVAL):
-        return "this kernel was built without namespaces"
-    if _in_container():
-        return (
-            f"this container may not make namespaces ({error}). Start it with: "
-            "docker run --privileged, or --cap-add SYS_ADMIN --cap-add NET_ADMIN "
-            "--security-opt apparmor=unconfined --security-opt seccomp=unconfined"
-        )
-    return f"namespaces are not permitted here ({error}). Run natlab with sudo."
-
-
-def _root_is_a_mount() -> bool:
-    try:
-        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
-    except OSError:
-        return True
-    return any(line.split()[4] == "/" for line in mounts)
-
-
 def _tool(name: str, package: str) -> Finding:
-    from nattype.lab.kernel.build import tool  # noqa: PLC0415
-    from nattype.lab.kernel.errors import NotPermitted  # noqa: PLC0415
-
     try:
         return Finding(True, f"{package}: {tool(name)}")
     except NotPermitted:
         return Finding(False, f"{package} is not installed (no program {name})", install_command())
-
-
-def install_command() -> str:
-    """Return the command that installs what a laboratory needs, for this distribution."""
-    for manager, command in _INSTALL.items():
-        if shutil.which(manager):
-            return command
-    return _INSTALL["apt-get"]
 
 
 def _namespaces() -> Finding:
@@ -133,7 +73,6 @@ def _rules() -> Finding:
         import subprocess  # noqa: PLC0415
 
         from nattype.lab.kernel import rules  # noqa: PLC0415
-        from nattype.lab.kernel.build import tool  # noqa: PLC0415
         from nattype.model import kind  # noqa: PLC0415
 
         model = kind("adm+adf+sequential").boxes[0]
@@ -173,17 +112,6 @@ def _throwaway_network() -> None:
     isolate(user_namespace=not is_privileged())
     # AppArmor lets the user namespace be made, and then refuses everything in it.
     unshare(CLONE_NEWNET)
-
-
-def _in_container() -> bool:
-    return Path("/.dockerenv").exists() or Path("/run/.containerenv").exists()
-
-
-def _sysctl(name: str) -> str:
-    try:
-        return Path("/proc/sys", name.replace(".", "/")).read_text().strip()
-    except OSError:
-        return ""
 
 
 def _in_child(attempt: Callable[[], None]) -> OSError | None:

@@ -137,16 +137,27 @@ class Session:
         self.allocating = Lock(self.strands)
         """Held while ports are being counted: a mapping made meanwhile would look like noise."""
         self._rtt = 0
+        self._stream_rtt = 0
 
     @property
     def pace(self) -> Pace:
         """The timing, as the round trips measured so far have it."""
-        return Pace(self._rtt) if self._rtt else Pace()
+        rtt = self._rtt or self._stream_rtt
+        return Pace(rtt) if rtt else Pace()
 
     def note_rtt(self, asked: Asked) -> None:
         """Learn from an answer how far the servers are; the farthest one sets the pace."""
         if asked.rtt is not None:
             self._rtt = max(self._rtt, asked.rtt)
+
+    def note_stream_rtt(self, asked: Asked) -> None:
+        """Learn from an answer over TCP, where no datagram has told.
+
+        What TCP had to send again takes a second or more, and nobody says so; the quickest exchange
+        is the one of which nothing was lost.
+        """
+        if asked.rtt is not None:
+            self._stream_rtt = min(self._stream_rtt or asked.rtt, asked.rtt)
 
     def sound(self, asked: Asked) -> bool:
         """Whether an exchange gave a mapped address that can be used."""

@@ -70,7 +70,7 @@ class TcpTests:
         if not self.session.sound(asked):
             stream.close()
             return None
-        self.session.note_rtt(asked)
+        self.session.note_stream_rtt(asked)
         self.session.alive_over_tcp[dialling.remote] = None
         return stream, asked
 

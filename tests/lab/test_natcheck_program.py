@@ -15,6 +15,7 @@ import jsonschema
 import pytest
 
 from nattype.jsonform import from_json, json_schema, loads
+from nattype.lab import Lab
 from nattype.model import NatType, kind
 from nattype.peers import compare
 from nattype.report import Reach
@@ -69,6 +70,51 @@ def test_the_text_is_plain_and_the_verdict_first() -> None:
     assert done.stderr == ""
     assert "\x1b" not in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+HOST_FIREWALL = """
+table inet firewall {
+  chain input {
+    type filter hook input priority filter; policy drop;
+    iifname "lo" accept
+    meta l4proto icmpv6 accept
+    ct state established,related accept
+  }
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "kind_found", "verdict", "advice"),
+    [
+        ("open", NatType.SYMMETRIC_FIREWALL, "no NAT, but a firewall", "your port in on the fire"),
+        # Two filters in a row look like one, so all that can be done is to say so.
+        ("full-cone", NatType.PORT_RESTRICTED_CONE, "port-restricted", "this host's own firewall"),
+    ],
+)
+def test_a_firewall_of_the_hosts_own(
+    name: str, kind_found: NatType, verdict: str, advice: str
+) -> None:
+    with Lab.nat(name, ipv6="off") as lab:
+        lab.host.run(["nft", "-f", "-"], given=HOST_FIREWALL, text=True, check=True)
+        document, text = (
+            lab.host.run(
+                [*NATCHECK, *options], env=ENVIRONMENT, capture_output=True, text=True, timeout=60
+            )
+            for options in (["--json"], [])
+        )
+    report = loads(document.stdout)
+    assert report.udp is not None
+    assert report.tcp is not None
+    assert (report.udp.nat_type, report.tcp.nat_type) == (kind_found, kind_found)
+    assert verdict in report.verdict
+    assert advice in " ".join(text.stdout.split())
+
+
+def test_tcp_alone_where_it_is_blocked() -> None:
+    done = natcheck("tcp-blocked", "--tcp-only", "-4")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("TCP does not get through from here.\n")
 
 
 def test_explain_shows_the_packets_that_decided() -> None:

@@ -11,7 +11,6 @@ import array
 import contextlib
 import fcntl
 import os
-import shutil
 import socket
 import struct
 import subprocess
@@ -21,6 +20,7 @@ from pathlib import Path
 
 from nattype.lab.kernel.errors import LabError, NotPermitted
 from nattype.lab.kernel.namespaces import inside, new_network
+from nattype.lab.kernel.remedies import tool
 from nattype.lab.kernel.topology import WIRE, Cable, Interface, Namespace, Plan
 from nattype.model import Link
 
@@ -54,18 +54,6 @@ _FORWARDING = {"net/ipv4/ip_forward": "1", "net/ipv6/conf/all/forwarding": "1"}
 _BRIDGED = {
     f"net/bridge/bridge-nf-call-{what}": "0" for what in ("iptables", "ip6tables", "arptables")
 }
-
-
-def tool(name: str) -> str:
-    """Return the path of ``ip`` or ``nft``.  Raises ``NotPermitted`` with what to install."""
-    # An ordinary user's PATH has no /usr/sbin on Debian, where nft lives.
-    path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin:/usr/local/sbin"
-    found = shutil.which(name, path=path)
-    if found is None:
-        from nattype.lab.doctor import install_command  # noqa: PLC0415
-
-        raise NotPermitted(f"the program {name} is missing. Run: {install_command()}")
-    return found
 
 
 class Builder:

@@ -28,6 +28,7 @@ from typing import NoReturn
 
 from nattype.lab.kernel.errors import LabError, NotPermitted, Unsupported
 from nattype.lab.kernel.namespaces import die_with_parent, is_privileged, isolate, private_mounts
+from nattype.lab.kernel.remedies import why_not_permitted
 
 _SI_KERNEL = 0x80
 _FORWARDED = {
@@ -162,8 +163,6 @@ def _inner(
 
 
 def _refused(error: OSError) -> NotPermitted:
-    from nattype.lab.doctor import why_not_permitted  # noqa: PLC0415
-
     return NotPermitted(why_not_permitted(error))
 
 

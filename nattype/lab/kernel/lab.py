@@ -202,9 +202,9 @@ class Lab:
     >>> with Lab.nat("symmetric", loss=0.1) as lab:
     ...     lab.host.run(["natcheck"])
 
-    A laboratory is a context manager; it is built on entry and gone on exit.  Several may exist at
-    once.  Building raises ``NotPermitted`` where the machine does not allow it and ``Unsupported``
-    for a behaviour that the kernel cannot express.
+    A laboratory is a context manager; it is built on entry, unless it is up already, and gone on
+    exit.  Several may exist at once.  Building raises ``NotPermitted`` where the machine does not
+    allow it and ``Unsupported`` for a behaviour that the kernel cannot express.
     """
 
     def __init__(
@@ -348,7 +348,7 @@ class Lab:
                 supervisor.wait()
 
     def __enter__(self) -> Lab:
-        return self.start()
+        return self if self._line is not None else self.start()
 
     def __exit__(
         self,

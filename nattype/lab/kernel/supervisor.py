@@ -55,6 +55,7 @@ class Supervisor:
         self._server_output = -1
         self._wire_ready = -1
         self._server_status: int | None = None
+        self._up = False
         self._ended = False
         self._watch_children()
 
@@ -69,6 +70,7 @@ class Supervisor:
         self._builder.await_ready()
         self._await_server()
         self._await_wire()
+        self._up = True
 
     @property
     def environment(self) -> dict[str, str]:
@@ -226,7 +228,8 @@ class Supervisor:
 
         def ended(status: int) -> None:
             self._server_status = status
-            if not self._ended:
+            # While it is waited for, its end is an error, and told as one.
+            if self._up and not self._ended:
                 sys.stderr.write(f"natlab: {self._server_failure()}\n")
 
         try:
@@ -239,6 +242,8 @@ class Supervisor:
                 stderr=self._server_output,
                 env=environment,
                 signalled=False,
+                # A Ctrl-C goes to the terminal's process group: it is the command's business.
+                new_session=True,
             )
         except OSError as error:
             raise LabError(f"the STUN server cannot be started: {command[0]}: {error}") from None
@@ -307,6 +312,8 @@ class Supervisor:
         if pid == 0:
             try:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                # As the STUN server: no business of the terminal's.
+                os.setsid()
                 setns(self._builder.networks[WIRE])
                 wire.run(wires, seed, lambda: os.close(writer))
             finally:

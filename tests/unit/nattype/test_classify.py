@@ -88,7 +88,7 @@ def udp(*ports: int | None, **rest: object) -> UdpObservations:
         # Some answers are missing.
         ((1, 1, None, None), Mapping.ENDPOINT_INDEPENDENT, False),
         ((1, None, 1, None), Mapping.ENDPOINT_INDEPENDENT, False),
-        ((1, 2, None, None), Mapping.ADDRESS_DEPENDENT, False),
+        ((1, 2, None, None), Mapping.ADDRESS_AND_PORT_DEPENDENT, False),
         ((1, None, None, 2), Mapping.ADDRESS_AND_PORT_DEPENDENT, False),
         ((1, None, None, 1), Mapping.UNKNOWN, False),
         ((1, None, None, None), Mapping.UNKNOWN, False),
@@ -222,6 +222,14 @@ def test_a_mapping_that_changed_by_itself_is_not_symmetric() -> None:
     assert same is not None
     assert same.mapping is Mapping.ADDRESS_AND_PORT_DEPENDENT
     assert same.mapping_stable is True
+
+
+def test_a_mapping_that_had_time_to_expire_is_not_called_unstable() -> None:
+    later = asked(A, 9, at=31_000 * MILLISECOND)
+    found = classify(observations(udp(1, 2, 3, 4, last=later))).udp
+    assert found is not None
+    assert found.mapping is Mapping.ADDRESS_AND_PORT_DEPENDENT
+    assert found.mapping_stable is None
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,10 @@ from nattype.observations import (
     Dialled,
     Observations,
     TcpObservations,
+    UdpObservations,
 )
-from nattype.report import TcpReport, UdpReport
-from stun.sansio import Address, Cause
+from nattype.report import Outcome, TcpReport, UdpReport
+from stun.sansio import SECOND, Address, Cause
 
 A, B = Address("192.31.196.10", 3478), Address("192.175.48.10", 3479)
 AQ, BP = Address(A.host, B.port), Address(B.host, A.port)
@@ -61,7 +62,10 @@ OPENS = (opened(A), opened(BP))
 
 
 def judged(
-    *backs: ConnectedBack, ports: tuple[int, ...] = (1, 1, 1, 1), udp: UdpReport | None = None
+    *backs: ConnectedBack,
+    ports: tuple[int, ...] = (1, 1, 1, 1),
+    udp: UdpReport | None = None,
+    findings: Findings | None = None,
 ) -> TcpReport:
     mapping = tuple(asked(s, p) for s, p in zip((A, BP, B, AQ), ports, strict=False))
     seen = TcpObservations(
@@ -71,7 +75,7 @@ def judged(
         back=backs,
     )
     whole = Observations("ipv4", None, seen, primary=A, alternate=B)
-    return judge_tcp(seen, whole, udp, Findings())
+    return judge_tcp(seen, whole, udp, findings or Findings())
 
 
 @pytest.mark.parametrize(
@@ -153,9 +157,20 @@ def test_a_server_that_dials_from_the_wrong_address_proves_nothing_about_strange
 
 def test_a_server_that_cannot_help() -> None:
     cannot = replace(back(STRANGER), granted=0, reported=False)
-    found = judged(cannot, replace(cannot, kind=NEIGHBOUR))
+    findings = Findings()
+    found = judged(cannot, replace(cannot, kind=NEIGHBOUR), findings=findings)
     assert found.filtering is Filtering.UNKNOWN
     assert found.mapping is Mapping.ENDPOINT_INDEPENDENT
+    assert [e.outcome for e in findings.evidence if e.test == "tcp.filtering"] == [Outcome.SKIPPED]
+
+
+def test_a_server_that_will_not_help_now_may_help_another_time() -> None:
+    refused = replace(back(STRANGER), granted=0, reported=False, error=486)
+    findings = Findings()
+    judged(refused, findings=findings)
+    (said,) = (e for e in findings.evidence if e.test == "tcp.filtering")
+    assert said.outcome is Outcome.INCONCLUSIVE
+    assert "error 486" in said.detail
 
 
 @pytest.mark.parametrize(
@@ -205,3 +220,15 @@ def test_blocked(dialled: tuple[Dialled, ...], alive: tuple[Address, ...], kind:
     assert found.tcp is not None
     assert found.tcp.nat_type is kind
     assert found.evidence[-1].test == "tcp.blocked"
+
+
+@pytest.mark.parametrize("dialled", [(), (Dialled(LOCAL, A, True),), silent_to(A.host, B.host)])
+def test_a_diagnosis_cut_short_blames_nobody(dialled: tuple[Dialled, ...]) -> None:
+    seen = TcpObservations(LOCAL.host, dialled=dialled, udp_alive=(A, BP), complete=False)
+    udp = UdpObservations(LOCAL.host, tcp_alive=True, complete=False)
+    found = classify(Observations("ipv4", udp, seen, primary=A, alternate=B, took=SECOND))
+    assert found.udp == UdpReport()
+    assert found.tcp == TcpReport()
+    assert found.culprits == ()
+    assert [e.outcome for e in found.evidence] == [Outcome.INCONCLUSIVE] * 2
+    assert all("the time allowed was up" in e.detail and e.at == 1.0 for e in found.evidence)

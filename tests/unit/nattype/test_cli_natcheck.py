@@ -346,3 +346,23 @@ def test_a_reader_that_goes_away_is_no_traceback() -> None:
         os.close(writer)
     assert done.stderr == ""
     assert done.returncode == 1
+
+
+def test_a_full_disk_is_no_traceback() -> None:
+    code = (
+        "import nattype; from nattype import cli; from nattype.report import *\n"
+        "nattype.discover = lambda *a, **k: Report('x', 'ipv4', None, None)\n"
+        "cli.main(['--json'])"
+    )
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=60,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )
+    assert done.stderr == "natcheck: the output cannot be written: No space left on device\n"
+    assert done.returncode == 1

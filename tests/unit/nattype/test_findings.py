@@ -34,8 +34,15 @@ def saw(server: str, port: int) -> Asked:
         # Ordinary servers at unrelated addresses.
         ([saw("1.1.1.1:3478", 7), saw("8.8.8.8:3478", 7)], Mapping.ENDPOINT_INDEPENDENT),
         ([saw("1.1.1.1:3478", 7), saw("8.8.8.8:19302", 7)], Mapping.ENDPOINT_INDEPENDENT),
-        ([saw("1.1.1.1:3478", 7), saw("8.8.8.8:3478", 8)], Mapping.ADDRESS_DEPENDENT),
-        ([saw("1.1.1.1:3478", 7), saw("8.8.8.8:19302", 8)], Mapping.ADDRESS_DEPENDENT),
+        # Asked at one port each, they show no reuse of a mapping for another port.
+        (
+            [saw("1.1.1.1:3478", 7), saw("8.8.8.8:3478", 8)],
+            Mapping.ADDRESS_AND_PORT_DEPENDENT,
+        ),
+        (
+            [saw("1.1.1.1:3478", 7), saw("8.8.8.8:19302", 8)],
+            Mapping.ADDRESS_AND_PORT_DEPENDENT,
+        ),
         # One server that answers at two ports settles the rest.
         (
             [saw("1.1.1.1:3478", 7), saw("1.1.1.1:3479", 9), saw("8.8.8.8:3478", 8)],
@@ -63,7 +70,9 @@ def test_another_external_host_is_another_mapping() -> None:
         LOCAL, other.server, expected=other.server, source=other.server,
         mapped=Address("192.52.193.3", 7),
     )  # fmt: skip
-    assert infer_mapping([saw("1.1.1.1:3478", 7), moved]).mapping is Mapping.ADDRESS_DEPENDENT
+    found = infer_mapping([saw("1.1.1.1:3478", 7), moved])
+    assert found.mapping is Mapping.ADDRESS_AND_PORT_DEPENDENT
+    assert "would look the same" in found.because
 
 
 def test_a_culprit_is_named_once_and_by_its_name() -> None:

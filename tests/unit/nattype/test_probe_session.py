@@ -34,6 +34,15 @@ def test_the_farthest_server_sets_the_pace() -> None:
     assert one.pace == Pace(80 * MILLISECOND)
 
 
+def test_a_segment_that_was_sent_again_does_not_slow_the_tests_down() -> None:
+    one = session()
+    for rtt in (7_000, 210, None, 1_200):
+        one.note_stream_rtt(answer(rtt and rtt * MILLISECOND))
+    assert one.pace == Pace(210 * MILLISECOND)
+    one.note_rtt(answer(250 * MILLISECOND))
+    assert one.pace == Pace(250 * MILLISECOND), "a datagram's round trip is known better"
+
+
 def test_an_answer_is_sound_with_a_mapped_address_that_can_be_used() -> None:
     one = session()
     assert one.sound(answer(1))

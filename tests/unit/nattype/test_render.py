@@ -197,3 +197,18 @@ def test_a_comparison() -> None:
     assert text.startswith(found.sentence.split(",", maxsplit=1)[0])
     assert max(map(len, text.splitlines())) <= 80
     assert "TCP" in text
+
+
+@pytest.mark.parametrize(
+    ("mapping", "word"),
+    [
+        (Mapping.NONE, "no NAT; filter not known"),
+        (Mapping.ENDPOINT_INDEPENDENT, "a cone; filter not known"),
+        (Mapping.UNKNOWN, "inconclusive"),
+    ],
+)
+def test_what_is_known_without_the_filter_is_said(mapping: Mapping, word: str) -> None:
+    report = complete(Report("", "ipv4", UdpReport(mapping=mapping), None))
+    text = plain(lambda console: render(report, console))
+    (kind,) = (line for line in text.splitlines() if line.startswith("kind"))
+    assert kind.endswith(word)

@@ -15,7 +15,15 @@ from nattype.model import (
     Mapping,
     NatType,
 )
-from nattype.report import AllocationReport, FamilyReport, Report, TcpReport, UdpReport
+from nattype.report import (
+    AllocationReport,
+    Evidence,
+    FamilyReport,
+    Outcome,
+    Report,
+    TcpReport,
+    UdpReport,
+)
 from nattype.verdict import advice, complete, verdict
 from stun.sansio import Address
 
@@ -107,6 +115,26 @@ def test_udp_blocked_tells_what_tcp_is_behind() -> None:
     assert both == "UDP does not get through from here, and neither does TCP."
 
 
+def test_tcp_alone_and_blocked() -> None:
+    said = verdict(report(None, TcpReport(NatType.TCP_BLOCKED)))
+    assert said == "TCP does not get through from here."
+
+
+@pytest.mark.parametrize("udp", [None, *(t for t in NatType if t is not NatType.TCP_BLOCKED)])
+@pytest.mark.parametrize("tcp", [None, *(t for t in NatType if t is not NatType.UDP_BLOCKED)])
+@pytest.mark.parametrize("layers", [None, 0, 2])
+def test_every_combination_has_a_verdict_and_an_advice(
+    udp: NatType | None, tcp: NatType | None, layers: int | None
+) -> None:
+    both = report(
+        None if udp is None else UdpReport(udp),
+        None if tcp is None else TcpReport(tcp),
+        layers=layers,
+    )
+    assert verdict(both).endswith(".")
+    assert all(line.endswith(".") for line in advice(both))
+
+
 def test_tcp_inconclusive_beside_a_clear_udp() -> None:
     udp = report_of(NAMED_KINDS[6]).udp
     tcp = TcpReport(mapping=Mapping.ENDPOINT_INDEPENDENT, mapped_address=SEEN)
@@ -114,6 +142,49 @@ def test_tcp_inconclusive_beside_a_clear_udp() -> None:
     assert "Over TCP no server answered" in verdict(report(udp, TcpReport()))
     answered = TcpReport(mapped_address=SEEN)
     assert "Over TCP a server answered, but" in verdict(report(udp, answered))
+
+
+def skipped(test: str) -> Evidence:
+    return Evidence(test, Outcome.SKIPPED, "The server cannot.")
+
+
+def test_what_the_servers_do_not_offer_is_no_failure() -> None:
+    udp = report_of(NAMED_KINDS[6]).udp
+    tcp = TcpReport(mapping=Mapping.ENDPOINT_INDEPENDENT, mapped_address=SEEN)
+    ordinary = report(udp, tcp, evidence=(skipped("tcp.filtering"),))
+    assert verdict(ordinary).endswith("is told only by a server that dials back.")
+    assert "could not be measured" in verdict(report(udp, tcp))
+    alone = report(None, tcp, evidence=(skipped("tcp.filtering"),))
+    assert "natcheck serve" in advice(alone)[0]
+    assert "Run it again" not in " ".join(advice(alone))
+
+
+def test_two_ordinary_servers_are_told_of_in_one_sentence() -> None:
+    udp = UdpReport(mapping=Mapping.NONE, mapped_address=SEEN)
+    tcp = TcpReport(mapping=Mapping.NONE, mapped_address=SEEN)
+    evidence = (skipped("udp.filtering"), skipped("tcp.filtering"))
+    both = report(udp, tcp, evidence=evidence)
+    assert verdict(both) == (
+        "Inconclusive: there is no NAT, but whether a firewall filters is told only by a server "
+        "that has a second address."
+    )
+    assert advice(both)[0].startswith("Ask a server with two addresses (RFC 5780)")
+
+
+def test_one_ordinary_server_shows_that_there_is_a_nat() -> None:
+    udp, tcp = UdpReport(mapped_address=SEEN), TcpReport(mapped_address=SEEN)
+    one = report(udp, tcp, behind_nat=True, evidence=(skipped("udp.filtering"),))
+    assert verdict(one).startswith("Inconclusive: there is a NAT, but too few addresses answered")
+    assert "TCP" not in verdict(one)
+    assert "--server ONE --server OTHER" in advice(one)[0]
+
+
+@pytest.mark.parametrize("kind", NAMED_KINDS, ids=lambda kind: kind.name)
+def test_the_hosts_own_firewall_is_thought_of_where_it_may_be_what_filters(kind: Kind) -> None:
+    found = {kind.expected.udp, kind.expected.tcp}
+    strict = found & {NatType.RESTRICTED_CONE, NatType.PORT_RESTRICTED_CONE}
+    said = any("this host's own firewall" in line for line in advice(report_of(kind)))
+    assert said == bool(strict)
 
 
 def test_udp_without_an_answer_beside_a_clear_tcp() -> None:
