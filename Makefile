@@ -8,7 +8,7 @@ FUZZ_SECONDS ?= 600
 LAB_JOBS ?= 4
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick lint interop bench fuzz rivals diagram wheel clean
+.PHONY: help demo test quick lint interop bench repeat fuzz rivals diagram wheel clean
 
 help: ## show what there is
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,11 @@ bench: $(VENV)/.interop ## the figures of the README, each beside a peer in one 
 	@sh tools/bootstrap.sh interop
 	$(PYTEST) tests/bench --benchmark-only --benchmark-group-by=group \
 		--benchmark-columns=min,median,iqr,rounds
+	$(BIN)/python tools/bench/server.py
+
+repeat: $(VENV)/.run ## natcheck 20 times behind every kind of NAT, without loss and with 10 %
+	@sh tools/bootstrap.sh lab
+	@$(BIN)/python tools/repeat.py
 
 fuzz: $(VENV)/.fuzz ## atheris and hypothesis on all that takes bytes, FUZZ_SECONDS each
 	@$(BIN)/python -m tools.fuzz --seconds $(FUZZ_SECONDS)
