@@ -234,7 +234,7 @@ def summary(board: Board, how: str, seconds: float, console: Console) -> bool:
     for command, what in (
         ("natcheck", "which NAT are you behind yourself?"),
         (
-            f"natlab run --nat symmetric -- {folder}/natcheck",
+            "natlab run --nat symmetric -- natcheck",
             "the whole report, behind a NAT of your choice",
         ),
         ("natlab kinds", "every kind there is"),
