@@ -27,7 +27,7 @@ from nattype.probe.machine import Finished, Plan, Probe, ProbeConfig, ProbeEvent
 from nattype.probe.session import Server
 from nattype.report import Evidence, Outcome, Report, TcpReport, UdpReport
 from nattype.trace import Tap, Traced
-from nattype.verdict import complete
+from nattype.verdict import FAMILY_NAMES, complete
 from stun import aio, blocking
 from stun.discovery import Target, Transport
 from stun.errors import StunError, UsageError
@@ -347,6 +347,7 @@ def _unresolved(found: Iterable[_Found]) -> list[Evidence]:
 def _unreachable(wanted: _Wanted, found: Sequence[_Found]) -> Report:
     """Return the report when no server has an address that there is a route to."""
     evidence = _unresolved(found)
+    asked = " or ".join(FAMILY_NAMES[family] for family in wanted.families)
     for one in found:
         if not one.problem:
             shown = ", ".join(str(target.address) for target in one.targets)
@@ -354,7 +355,8 @@ def _unreachable(wanted: _Wanted, found: Sequence[_Found]) -> Report:
                 Evidence(
                     "server.resolution",
                     Outcome.NEGATIVE,
-                    f"There is no route to {one.name} ({shown}) over the family asked for.",
+                    f"There is no way to {one.name} ({shown}) over {asked}: it has no such address, "
+                    "or this host has none.",
                     server=one.name,
                 )
             )

@@ -106,8 +106,11 @@ def _result(uri: Uri, targets: list[Target], family: Family) -> list[Target]:
         target for target in targets if family is None or target.address.is_ipv6 is (family == 6)
     ]
     if not wanted:
-        kind = "" if family is None else f" over IPv{family}"
-        raise ResolutionError(f"no server found for {uri}{kind}")
+        if targets:
+            raise ResolutionError(f"{uri} has no IPv{family} address")
+        raise ResolutionError(
+            f"{uri} has no address; the name may be misspelt, or DNS may not work here"
+        )
     return [_with_zone_as_reported(target) for target in wanted]
 
 
