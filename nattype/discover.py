@@ -355,8 +355,8 @@ def _unreachable(wanted: _Wanted, found: Sequence[_Found]) -> Report:
                 Evidence(
                     "server.resolution",
                     Outcome.NEGATIVE,
-                    f"There is no way to {one.name} ({shown}) over {asked}: it has no such address, "
-                    "or this host has none.",
+                    f"There is no way to {one.name} ({shown}) over {asked}: it has no such "
+                    "address, or this host has none.",
                     server=one.name,
                 )
             )
