@@ -44,7 +44,7 @@ class _Natcheck(click.Group):
 
 
 def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415
+    from importlib.metadata import PackageNotFoundError, version
 
     try:
         return version("natkit")
@@ -60,9 +60,9 @@ def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 
 def _show_schema(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     if wanted:
-        import json  # noqa: PLC0415
+        import json
 
-        from nattype.jsonform import json_schema  # noqa: PLC0415
+        from nattype.jsonform import json_schema
 
         click.echo(json.dumps(json_schema(), indent=2))
         ctx.exit()
@@ -141,7 +141,7 @@ def natcheck(
         options["on_packet"] = packets.append
     report = _diagnose(servers, options)
     if as_json:
-        from nattype.jsonform import dumps  # noqa: PLC0415
+        from nattype.jsonform import dumps
 
         click.echo(dumps(report))
     else:
@@ -150,8 +150,8 @@ def natcheck(
 
 
 def _diagnose(servers: Sequence[str], options: dict[str, Any]) -> Report:
-    import nattype  # noqa: PLC0415
-    from stun.errors import StunError, UsageError  # noqa: PLC0415
+    import nattype
+    from stun.errors import StunError, UsageError
 
     try:
         with _progress() as on_progress:
@@ -171,18 +171,18 @@ def _progress() -> Iterator[Callable[[object], None] | None]:
     if not sys.stderr.isatty():
         yield None
         return
-    from rich.console import Console  # noqa: PLC0415
+    from rich.console import Console
 
     with Console(stderr=True).status("asking the servers") as status:
         yield lambda progress: status.update(str(progress))
 
 
 def _render(report: Report, console: Console, packets: list[Traced] | None) -> None:
-    from nattype.render import render  # noqa: PLC0415
+    from nattype.render import render
 
     render(report, console, evidence=packets is None)
     if packets is not None:
-        from nattype.explain import explain  # noqa: PLC0415
+        from nattype.explain import explain
 
         console.print()
         explain(report, console, packets)
@@ -191,11 +191,11 @@ def _render(report: Report, console: Console, packets: list[Traced] | None) -> N
 def _show(draw: Callable[[Console], None]) -> None:
     """Draw on the terminal, or write plain text where stdout is none."""
     if sys.stdout.isatty():
-        from rich.console import Console  # noqa: PLC0415
+        from rich.console import Console
 
         draw(Console())
     else:
-        from nattype.render import plain  # noqa: PLC0415
+        from nattype.render import plain
 
         click.echo(plain(draw), nl=False)
 
@@ -210,24 +210,24 @@ def compare(obj: dict[str, bool], first: Path, second: Path, as_json: bool) -> i
 
     A.JSON and B.JSON are their reports, made with natcheck --json; - stands for standard input.
     """
-    from nattype import peers  # noqa: PLC0415
-    from nattype.report import Reach  # noqa: PLC0415
+    from nattype import peers
+    from nattype.report import Reach
 
     comparison = peers.compare(_read(first), _read(second))
     if as_json or obj["json"]:
-        import json  # noqa: PLC0415
-        from dataclasses import asdict  # noqa: PLC0415
+        import json
+        from dataclasses import asdict
 
         click.echo(json.dumps({"schema": 1} | asdict(comparison), indent=2))
     else:
-        from nattype.render import render_comparison  # noqa: PLC0415
+        from nattype.render import render_comparison
 
         _show(lambda console: render_comparison(comparison, console))
     return INCONCLUSIVE if comparison.best is Reach.UNKNOWN else CLASSIFIED
 
 
 def _read(path: Path) -> Report:
-    from nattype.jsonform import ReportFormatError, loads  # noqa: PLC0415
+    from nattype.jsonform import ReportFormatError, loads
 
     try:
         text = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
@@ -290,7 +290,7 @@ def serve(
 
     That is RFC 5780 over UDP and TCP (two addresses, two ports each), and connecting back over TCP.
     """
-    from nattype.serve import run  # noqa: PLC0415
+    from nattype.serve import run
 
     pairs = [text.partition("=") for text in advertise]
     for local, equals, public in pairs:

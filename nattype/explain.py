@@ -198,7 +198,7 @@ _VALUE_COLUMNS = 60
 
 def _packets(packets: Sequence[Traced], console: Console) -> None:
     # The construct specification behind it takes a while to load.
-    from stun.dissect import explain as dissect  # noqa: PLC0415
+    from stun.dissect import explain as dissect
 
     # What was asked for before anything happened has no time yet.
     began = next((packet.at for packet in packets if packet.at), 0)

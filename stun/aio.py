@@ -157,8 +157,8 @@ async def binding(
     :class:`Driver`.  Raises :class:`stun.errors.StunError`, which says what failed.
     """
     # Not at the top: who drives machines of his own needs neither the resolver nor the client.
-    from stun.binding import Answered, BindingQuery, NotAnswered  # noqa: PLC0415
-    from stun.resolver import resolve_async  # noqa: PLC0415
+    from stun.binding import Answered, BindingQuery, NotAnswered
+    from stun.resolver import resolve_async
 
     targets = await resolve_async(server, transport=transport, family=family)
     query = BindingQuery(targets, patience=int(timeout * SECOND), entropy=os.urandom)

@@ -125,8 +125,8 @@ def binding(
     Everything as in :func:`stun.aio.binding`.
     """
     # Not at the top: who drives machines of his own needs neither the resolver nor the client.
-    from stun.binding import Answered, BindingQuery, NotAnswered  # noqa: PLC0415
-    from stun.resolver import resolve  # noqa: PLC0415
+    from stun.binding import Answered, BindingQuery, NotAnswered
+    from stun.resolver import resolve
 
     targets = resolve(server, transport=transport, family=family)
     query = BindingQuery(targets, patience=int(timeout * SECOND), entropy=os.urandom)

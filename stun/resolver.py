@@ -135,8 +135,8 @@ def _ask(query: Query, family: Family) -> Answer:
         except (OSError, UnicodeError):
             return ()
         return _hosts(found)
-    from dns.exception import DNSException  # noqa: PLC0415
-    from dns.resolver import Resolver  # noqa: PLC0415
+    from dns.exception import DNSException
+    from dns.resolver import Resolver
 
     try:
         answer = Resolver().resolve(
@@ -157,8 +157,8 @@ async def _ask_async(query: Query, family: Family) -> Answer:
         except (OSError, UnicodeError):
             return ()
         return _hosts(found)
-    from dns.asyncresolver import Resolver  # noqa: PLC0415
-    from dns.exception import DNSException  # noqa: PLC0415
+    from dns.asyncresolver import Resolver
+    from dns.exception import DNSException
 
     try:
         answer = await Resolver().resolve(
@@ -180,8 +180,8 @@ def _hosts(found: Iterable[tuple[Any, ...]]) -> list[str]:
 
 def _records(answer: Iterable[Rdata]) -> list[Record]:
     """Return dnspython's records as ours."""
-    from dns.rdtypes.IN.NAPTR import NAPTR  # noqa: PLC0415
-    from dns.rdtypes.IN.SRV import SRV  # noqa: PLC0415
+    from dns.rdtypes.IN.NAPTR import NAPTR
+    from dns.rdtypes.IN.SRV import SRV
 
     records: list[Record] = []
     for rdata in answer:

@@ -48,7 +48,7 @@ def opaque_string(text: str) -> str:
         # Every rule of the profile is the identity on these, and loading the tables of Unicode
         # takes longer than a STUN transaction.
         return text
-    from precis_i18n import get_profile  # noqa: PLC0415
+    from precis_i18n import get_profile
 
     try:
         prepared: str = get_profile("OpaqueString").enforce(text)

@@ -28,7 +28,7 @@ class _KindType(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Kind:
         """Return the kind that ``value`` names."""
-        from nattype.model import kind  # noqa: PLC0415
+        from nattype.model import kind
 
         try:
             return kind(value)
@@ -42,9 +42,9 @@ class _KindType(click.ParamType):  # type: ignore[type-arg, unused-ignore]
         incomplete: str,
     ) -> list[Any]:
         """Offer the named kinds."""
-        from click.shell_completion import CompletionItem  # noqa: PLC0415
+        from click.shell_completion import CompletionItem
 
-        from nattype.model import NAMED_KINDS  # noqa: PLC0415
+        from nattype.model import NAMED_KINDS
 
         return [
             CompletionItem(k.name, help=k.summary)
@@ -147,7 +147,7 @@ def _spec(
     hairpin: bool,
     **behaviour: Any,
 ) -> LabSpec:
-    from nattype.lab.kernel.spec import LabSpec, site  # noqa: PLC0415
+    from nattype.lab.kernel.spec import LabSpec, site
 
     alone = len(sites) == 1
     return LabSpec(
@@ -172,7 +172,7 @@ def _spec(
 
 
 def _random_seed() -> int:
-    import os  # noqa: PLC0415
+    import os
 
     return int.from_bytes(os.urandom(4), "big")
 
@@ -205,7 +205,7 @@ def run(kind: Kind, command: tuple[str, ...], **options: Any) -> int:
     natlab run --nat symmetric -- natcheck
     natlab run --nat full-cone --loss 10 -- python3 my_test.py
     """  # noqa: D301
-    from nattype.lab.kernel.commands import run as run_command  # noqa: PLC0415
+    from nattype.lab.kernel.commands import run as run_command
 
     return run_command(_spec(("host", kind), **options), command)
 
@@ -219,7 +219,7 @@ def shell(kind: Kind, **options: Any) -> int:
     There, `ip netns exec box1 nft list ruleset` shows how the NAT is made, and `ip netns exec
     server COMMAND` runs something on the public server.
     """
-    from nattype.lab.kernel.commands import shell as run_shell  # noqa: PLC0415
+    from nattype.lab.kernel.commands import shell as run_shell
 
     spec = _spec(("host", kind), **options)
     names = ["host", *(f"box{n}" for n in range(1, len(kind.boxes) + 1)), "internet", "server"]
@@ -256,7 +256,7 @@ def pair(
     natlab pair --a symmetric --b full-cone -- ./peer --call ::: ./peer --answer
     natlab pair --a cgnat --b cgnat --server ./relay --run-a './peer a' --run-b './peer b'
     """  # noqa: D301
-    from nattype.lab.kernel.commands import pair as run_pair  # noqa: PLC0415
+    from nattype.lab.kernel.commands import pair as run_pair
 
     sides = _sides(commands, run_a, run_b)
     beside = ("/bin/sh", "-c", server) if server else None
@@ -286,13 +286,13 @@ def _sides(
 @click.option("--grid", is_flag=True, help="All combinations of mapping, filtering, allocation.")
 def kinds(as_json: bool, grid: bool) -> int:
     """List the kinds of NAT, and what a correct diagnosis says of each."""
-    from nattype.model import NAMED_KINDS  # noqa: PLC0415
-    from nattype.model import grid as all_points  # noqa: PLC0415
+    from nattype.model import NAMED_KINDS
+    from nattype.model import grid as all_points
 
     shown = all_points() if grid else NAMED_KINDS
     if as_json:
-        import json  # noqa: PLC0415
-        from dataclasses import asdict  # noqa: PLC0415
+        import json
+        from dataclasses import asdict
 
         document = [{**asdict(kind), "expected": asdict(kind.expected)} for kind in shown]
         click.echo(json.dumps(document, indent=2))
@@ -311,7 +311,7 @@ def kinds(as_json: bool, grid: bool) -> int:
 @natlab.command()
 def doctor() -> int:
     """Say whether this machine can build NATs, and if not, what to run."""
-    from nattype.lab.doctor import examine  # noqa: PLC0415
+    from nattype.lab.doctor import examine
 
     findings = examine()
     for finding in findings:
@@ -332,7 +332,7 @@ def run_cli(args: Sequence[str] | None = None) -> int:
     except click.Abort:
         return 130
     except Exception as error:
-        from nattype.lab.kernel.errors import LabError  # noqa: PLC0415
+        from nattype.lab.kernel.errors import LabError
 
         if not isinstance(error, LabError):
             raise
@@ -346,7 +346,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     status = run_cli(args)
     if status >= 0:
         sys.exit(status)
-    from nattype.lab.kernel.enclosure import exit_like  # noqa: PLC0415
+    from nattype.lab.kernel.enclosure import exit_like
 
     exit_like(status)
 

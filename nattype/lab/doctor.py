@@ -54,7 +54,7 @@ def _tool(name: str, package: str) -> Finding:
 
 
 def _namespaces() -> Finding:
-    from nattype.lab.kernel.namespaces import is_privileged  # noqa: PLC0415
+    from nattype.lab.kernel.namespaces import is_privileged
 
     privileged = is_privileged()
     error = _in_child(_throwaway_network)
@@ -70,10 +70,10 @@ def _rules() -> Finding:
 
     def attempt() -> None:
         _throwaway_network()
-        import subprocess  # noqa: PLC0415
+        import subprocess
 
-        from nattype.lab.kernel import rules  # noqa: PLC0415
-        from nattype.model import kind  # noqa: PLC0415
+        from nattype.lab.kernel import rules
+        from nattype.model import kind
 
         model = kind("adm+adf+sequential").boxes[0]
         script = rules.ruleset(
@@ -102,7 +102,7 @@ def _ipv6() -> Finding:
 
 
 def _throwaway_network() -> None:
-    from nattype.lab.kernel.namespaces import (  # noqa: PLC0415
+    from nattype.lab.kernel.namespaces import (
         CLONE_NEWNET,
         is_privileged,
         isolate,

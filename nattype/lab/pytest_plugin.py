@@ -35,13 +35,13 @@ class LabFactory:
 
     def __call__(self, kind: AnyKind, **options: Any) -> Lab:
         """Return a running laboratory with a host behind this kind of NAT."""
-        from nattype.lab.kernel.lab import Lab  # noqa: PLC0415
+        from nattype.lab.kernel.lab import Lab
 
         return self.build(Lab.nat(kind, **options))
 
     def pair(self, a: AnyKind, b: AnyKind, **options: Any) -> Lab:
         """Return a running laboratory with hosts ``a`` and ``b`` behind NATs of their own."""
-        from nattype.lab.kernel.lab import Lab  # noqa: PLC0415
+        from nattype.lab.kernel.lab import Lab
 
         return self.build(Lab.pair(a, b, **options))
 
@@ -52,7 +52,7 @@ class LabFactory:
 
 @pytest.fixture(scope="session")
 def _natlab_problem() -> str | None:
-    from nattype.lab.doctor import problem  # noqa: PLC0415
+    from nattype.lab.doctor import problem
 
     return problem()
 
