@@ -32,7 +32,8 @@ pytestmark = pytest.mark.lab
 
 ROOT = Path(__file__).parents[2]
 NATLAB = [sys.executable, "-P", "-m", "nattype.lab.cli"]
-MARK = "natlab-lifecycle-test"
+MARK = f"natlab-lifecycle-test-{os.getpid()}."
+"""In the environment of what a test starts; another's for each process that runs tests."""
 NOBODY = 65534
 
 os.environ["PYTHONPATH"] = os.pathsep.join(
