@@ -14,7 +14,7 @@ help: ## show what there is
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.run ## build every kind of NAT on this machine and have natcheck name each
-	@sh tools/bootstrap.sh lab
+	@QUIET=1 sh tools/bootstrap.sh lab
 	@$(BIN)/python tools/demo.py
 
 test: $(VENV)/.dev ## every test: unit, vectors, property, simulated network, real NATs

@@ -3,7 +3,8 @@
 #   bootstrap.sh venv run|dev|interop|fuzz   the virtual environment, with one set of requirements
 #   bootstrap.sh lab | interop               system packages: for real NATs, for foreign peers
 # As root it installs; as anybody else it prints the one line to run, and the target goes on with
-# what there is (the simulated network instead of kernel NATs).
+# what there is (the simulated network instead of kernel NATs).  QUIET leaves that line to the
+# target, which may have a better one.
 set -eu
 
 PYTHON=${PYTHON:-python3}
@@ -40,7 +41,7 @@ need() {
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
         apt_install $missing && return 0
         say "could not install$missing: $why"
-    else
+    elif [ -z "${QUIET:-}" ]; then
         say "$why: sudo apt-get install -y$missing"
     fi
 }
