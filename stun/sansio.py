@@ -72,17 +72,32 @@ class Transmit:
     data: bytes
     destination: Address
     source: Address
+    dont_fragment: bool = False
+    """Ask for DF in the IP header of this datagram (RFC 8656 section 15)."""
 
 
 # What a machine asks of its driver beside Transmit. -----------------------------------------------
 
 
+class Security(StrEnum):
+    """What a server's port accepts."""
+
+    NONE = "plain"
+    DETECT = "plain or encrypted, as each client's first octet says"
+    REQUIRED = "encrypted"
+
+
 @dataclass(frozen=True, slots=True)
 class OpenUdp:
-    """Bind a UDP socket (port 0: any).  Answered by :class:`Opened` or :class:`Closed`."""
+    """Bind a UDP socket (port 0: any).  Answered by :class:`Opened` or :class:`Closed`.
+
+    With ``security`` other than NONE the driver serves DTLS on it: a client whose handshake is done
+    is reported by :class:`Accepted`, each of its datagrams by one :class:`Arrived`.
+    """
 
     handle: Handle
     local: Address
+    security: Security = Security.NONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +105,16 @@ class Listen:
     """Listen for TCP connections.  Answered by :class:`Opened` or :class:`Closed`.
 
     The port may be shared with connections that are dialled from it (SO_REUSEADDR, SO_REUSEPORT).
-    With ``silent`` the port answers a SYN with nothing at all: neither SYN-ACK nor RST.
+    With ``silent`` the port answers a SYN with nothing at all: neither SYN-ACK nor RST.  With
+    ``security`` other than NONE the driver serves TLS on it.  ``exclusive`` shares the port with
+    nobody, so that a port in use is an error.
     """
 
     handle: Handle
     local: Address
     silent: bool = False
+    security: Security = Security.NONE
+    exclusive: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +123,15 @@ class Dial:
 
     Answered by :class:`Connected` or :class:`Closed`.  ``server_name`` asks for TLS, verified for
     that name, before :class:`Connected` is reported.  The port may be shared as in :class:`Listen`.
+    With ``datagrams`` it is DTLS over UDP instead: each :class:`Write` is one datagram and so is
+    each :class:`Arrived`.
     """
 
     handle: Handle
     local: Address
     remote: Address
     server_name: str | None = None
+    datagrams: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +150,15 @@ class Shut:
     reset: bool = False
 
 
-Output: TypeAlias = Transmit | OpenUdp | Listen | Dial | Write | Shut
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Read nothing from a stream for now, or go on reading (``held`` false)."""
+
+    handle: Handle
+    held: bool = True
+
+
+Output: TypeAlias = Transmit | OpenUdp | Listen | Dial | Write | Shut | Hold
 
 
 # What a driver reports beside Received. -----------------------------------------------------------
@@ -168,12 +198,18 @@ class Connected:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A listener took a connection; ``handle`` is the driver's, a negative number."""
+    """A listener took a connection; ``handle`` is the driver's, a negative number.
+
+    ``listener`` may be that of a UDP socket: the connection is then DTLS.  ``secure`` says whether
+    it is encrypted.  Behind a proxy that says so (the PROXY protocol) ``local`` and ``remote`` are
+    what the proxy says.
+    """
 
     listener: Handle
     handle: Handle
     local: Address
     remote: Address
+    secure: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +218,23 @@ class Arrived:
 
     handle: Handle
     data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Congested:
+    """A stream's peer reads more slowly than is written: what waits has passed the driver's mark.
+
+    What is written from here on is kept up to the driver's limit, and beyond it ends the stream.
+    """
+
+    handle: Handle
+
+
+@dataclass(frozen=True, slots=True)
+class Relieved:
+    """What waited on a congested stream is gone."""
+
+    handle: Handle
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,15 +248,22 @@ class Closed:
 
 @dataclass(frozen=True, slots=True)
 class Undeliverable:
-    """An ICMP error came back for a datagram that was sent from ``local`` to ``destination``."""
+    """An ICMP error came back for a datagram that was sent from ``local`` to ``destination``.
+
+    ``info`` is the second word of the ICMP message where it has a meaning: the MTU of the next hop
+    (RFC 1191) or of the link (RFC 4443 section 3.2), else 0.
+    """
 
     local: Address
     destination: Address
     icmp_type: int
     icmp_code: int
+    info: int = 0
 
 
-SocketEvent: TypeAlias = Opened | Connected | Accepted | Arrived | Closed | Undeliverable
+SocketEvent: TypeAlias = (
+    Opened | Connected | Accepted | Arrived | Congested | Relieved | Closed | Undeliverable
+)
 
 
 Event_co = TypeVar("Event_co", covariant=True)

@@ -1,0 +1,142 @@
+"""What the server machine tells of itself: for logs, metrics and accounting."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypeAlias
+
+from stun.discovery import Transport
+from stun.sansio import Address, Cause, Instant
+from turn.meter import Usage
+
+
+class EndReason(StrEnum):
+    """Why an allocation ended."""
+
+    REFRESHED_TO_ZERO = "the client deleted it"
+    EXPIRED = "its lifetime ran out"
+    CONNECTION_CLOSED = "the client's connection closed"
+    DISCONNECTED = "the operator disconnected it"
+    POLICY = "a new configuration does not allow it"
+    SHUTDOWN = "the server stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """A listener is open."""
+
+    transport: Transport
+    local: Address
+
+
+@dataclass(frozen=True, slots=True)
+class CannotServe:
+    """A listener could not be had."""
+
+    transport: Transport
+    local: Address
+    cause: Cause
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """Every listener has been decided: ``serving`` are open, ``failed`` could not be had."""
+
+    serving: int
+    failed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """The server was told to take no new allocations, and the last one is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class AllocationCreated:
+    """A client has relayed transport addresses."""
+
+    session: str
+    """Twelve characters that no other session has: log lines and the admin socket name it so."""
+    username: str
+    client: Address
+    server: Address
+    transport: Transport
+    """Between the client and the server."""
+    relayed: tuple[Address, ...]
+    """As advertised to peers."""
+    tcp: bool
+    """Whether it relays TCP connections (RFC 6062) instead of datagrams."""
+    lifetime: int
+    """In seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class AllocationEnded:
+    """An allocation is gone."""
+
+    session: str
+    username: str
+    client: Address
+    reason: EndReason
+    duration: int
+    """In nanoseconds."""
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRefused:
+    """A request got an error response.  Rate limited by the machine: at most some tens a second.
+
+    401 without credentials is the start of every session and is not told, only counted.
+    """
+
+    client: Address
+    method: int
+    code: int
+    detail: str
+    session: str | None = None
+    username: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LookUp:
+    """The user store must be asked; see :meth:`turn.server.machine.Server.found`.
+
+    ``userhash`` is set, and ``username`` empty, where only the hash is known.
+    """
+
+    username: str
+    userhash: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SessionInfo:
+    """An allocation as the admin socket shows it."""
+
+    session: str
+    username: str
+    client: Address
+    server: Address
+    transport: Transport
+    relayed: tuple[Address, ...]
+    tcp: bool
+    created: Instant
+    expires: Instant
+    permissions: tuple[str, ...]
+    channels: tuple[tuple[int, Address], ...]
+    connections: int
+    usage: Usage
+
+
+ServerEvent: TypeAlias = (
+    Serving
+    | CannotServe
+    | Started
+    | Drained
+    | AllocationCreated
+    | AllocationEnded
+    | RequestRefused
+    | LookUp
+)
