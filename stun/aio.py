@@ -15,17 +15,18 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import aclosing
 from types import TracebackType
-from typing import TYPE_CHECKING, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from stun.sansio import SECOND, Address, Instant, SocketMachine
-from stun.sockets import Callback, Sockets
+from stun.sockets import Callback, DatagramsFactory, Sockets, UdpDatagrams
 
 if TYPE_CHECKING:
     from stun.discovery import Transport
     from stun.resolver import Family
+    from stun.tls import ClientTls, ServerTls
     from stun.uri import StunUri
 
 Event = TypeVar("Event")
@@ -50,13 +51,23 @@ class Driver(Generic[Event]):
         machine: SocketMachine[Event],
         *,
         on_event: Callable[[Event], None] | None = None,
-        tls: ssl.SSLContext | None = None,
+        tls: ssl.SSLContext | ClientTls | None = None,
         tls_ports: Mapping[int, ssl.SSLContext] | None = None,
+        server_tls: ServerTls | None = None,
+        proxies: Mapping[int, Iterable[str]] | None = None,
+        datagrams: DatagramsFactory = UdpDatagrams,
     ) -> None:
         self.machine = machine
         self._reactor = _AsyncioReactor(self._guarded)
         self._sockets: Sockets[Event] = Sockets(
-            machine, self._reactor, on_event or self._keep, tls=tls, tls_ports=tls_ports
+            machine,
+            self._reactor,
+            on_event or self._keep,
+            tls=tls,
+            tls_ports=tls_ports,
+            server_tls=server_tls,
+            proxies=proxies,
+            datagrams=datagrams,
         )
         self._reactor.on_time = self._sockets.on_time
         self._failure: BaseException | None = None
@@ -82,6 +93,10 @@ class Driver(Generic[Event]):
         if self._failure is not None and error is None:
             raise self._failure
 
+    def take(self, kind: type, perform: Callable[[Any], None]) -> None:
+        """Give what the machine polls of this type to ``perform`` instead of ``on_event``."""
+        self._sockets.take(kind, perform)
+
     def now(self) -> Instant:
         """Return the time that commands to the machine take, in nanoseconds."""
         return self._reactor.now()
@@ -95,6 +110,12 @@ class Driver(Generic[Event]):
     def counters(self) -> Mapping[str, int]:
         """What was sent, received and refused, in words for a person."""
         return self._sockets.counters
+
+    def serve_with(
+        self, server_tls: ServerTls | None, proxies: Mapping[int, Iterable[str]]
+    ) -> None:
+        """Use another certificate and trust other proxies, for what connects from now on."""
+        self._sockets.serve_with(server_tls, proxies)
 
     async def run(self) -> None:
         """Serve until cancelled, or until :meth:`close`."""

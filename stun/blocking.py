@@ -12,7 +12,7 @@ import os
 import selectors
 import ssl
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
@@ -22,6 +22,7 @@ from stun.sockets import Callback, Sockets
 if TYPE_CHECKING:
     from stun.discovery import Transport
     from stun.resolver import Family
+    from stun.tls import ClientTls, ServerTls
     from stun.uri import StunUri
 
 Event = TypeVar("Event")
@@ -44,13 +45,21 @@ class Driver(Generic[Event]):
         machine: SocketMachine[Event],
         *,
         on_event: Callable[[Event], None] | None = None,
-        tls: ssl.SSLContext | None = None,
+        tls: ssl.SSLContext | ClientTls | None = None,
         tls_ports: Mapping[int, ssl.SSLContext] | None = None,
+        server_tls: ServerTls | None = None,
+        proxies: Mapping[int, Iterable[str]] | None = None,
     ) -> None:
         self.machine = machine
         self._reactor = _SelectorReactor()
         self._sockets: Sockets[Event] = Sockets(
-            machine, self._reactor, on_event, tls=tls, tls_ports=tls_ports
+            machine,
+            self._reactor,
+            on_event,
+            tls=tls,
+            tls_ports=tls_ports,
+            server_tls=server_tls,
+            proxies=proxies,
         )
 
     def __enter__(self) -> Self:
@@ -80,6 +89,9 @@ class Driver(Generic[Event]):
     def step(self, timeout: float | None = None) -> None:
         """Let happen what is ready; wait for it, at most ``timeout`` seconds unless ``None``."""
         self._sockets.flush()
+        self._wait(timeout)
+
+    def _wait(self, timeout: float | None) -> None:
         if self._reactor.wait(timeout):
             self._sockets.on_time()
 
@@ -91,10 +103,13 @@ class Driver(Generic[Event]):
         end = None if timeout is None else time.monotonic() + timeout
         self._sockets.flush()
         while not done():
+            self._sockets.flush()
+            if done():  # by what was queued: then there may be nothing to wait for
+                break
             left = None if end is None else end - time.monotonic()
             if self._reactor.is_closed or (left is not None and left <= 0):
                 return False
-            self.step(left)
+            self._wait(left)
         return True
 
     def events(self, timeout: float | None = None) -> Iterator[Event]:

@@ -23,6 +23,7 @@ import sys
 from enum import Enum, auto
 from typing import Final
 
+from stun.entrance import Entrance
 from stun.icmp import keep_errors, read_errors
 from stun.sansio import Address, Cause, Handle
 from stun.sockaddr import (
@@ -39,8 +40,15 @@ ACCEPTS: Final = 64
 READ_SIZE: Final = 1 << 12
 """Octets read from one stream in one wake-up: 200 of the shortest requests, and what they ask for
 must be done before others get their turn."""
+READ_MOST: Final = 1 << 14
+"""Octets read where the last read came back full, as from a stream that carries data in bulk."""
+PENDING_MARK: Final = 1 << 16
+"""Octets that may wait for a peer that reads slowly before the stream counts as congested."""
 PENDING_LIMIT: Final = 1 << 20
 """Octets kept for a peer that does not read; one more and the stream is closed."""
+KEEPALIVE: Final = (120, 30, 4)
+"""Seconds until the peer of a silent accepted connection is asked for a sign of life, seconds
+between questions, and how many go unanswered before it counts as gone."""
 
 _LINUX = sys.platform == "linux"
 _SO_ATTACH_FILTER = 26  # <asm-generic/socket.h>
@@ -60,17 +68,19 @@ class State(Enum):
     """Where a stream is on its way."""
 
     CONNECTING = auto()
+    ENTERING = auto()
+    """Accepted, and not known yet what it is: see :mod:`stun.entrance`."""
     HANDSHAKE = auto()
     OPEN = auto()
     CLOSED = auto()
 
 
-def _socket(local: Address) -> socket.socket:
+def _socket(local: Address, *, shared: bool = True) -> socket.socket:
     sock = socket.socket(family_of(local), socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if hasattr(socket, "SO_REUSEPORT"):
+        if shared and hasattr(socket, "SO_REUSEPORT"):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if sock.family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -89,18 +99,34 @@ def _silence(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, fprog)
 
 
-class Listener:
-    """A listening socket.  Raises ``OSError`` when it cannot be had."""
+def _keep_alive(sock: socket.socket) -> None:
+    """Have the kernel notice a peer that is gone without a word, as a client whose NAT forgot it.
 
-    __slots__ = ("handle", "local", "silent", "sock", "tls")
+    RFC 6062 streams have no other end than that, and a server's own timers would need traffic.
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in zip(("KEEPIDLE", "KEEPINTVL", "KEEPCNT"), KEEPALIVE, strict=True):
+        option = getattr(socket, f"TCP_{name}", None)
+        if option is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+class Listener:
+    """A listening socket.  Raises ``OSError`` when it cannot be had.
+
+    An ``exclusive`` one shares its port with nobody, so that another program on it, of the same
+    user or not, is an error.  SO_REUSEADDR alone does not allow that on Linux; it lets a server
+    start again while connections of the one before are in TIME-WAIT.
+    """
+
+    __slots__ = ("handle", "local", "silent", "sock")
 
     def __init__(
-        self, handle: Handle, local: Address, *, silent: bool, tls: ssl.SSLContext | None
+        self, handle: Handle, local: Address, *, silent: bool = False, exclusive: bool = False
     ) -> None:
         self.handle = handle
         self.silent = silent
-        self.tls = tls
-        self.sock = sock = _socket(local)
+        self.sock = sock = _socket(local, shared=not exclusive)
         try:
             if silent:
                 _silence(sock)  # before listen(2): there is no moment in which it answers
@@ -125,6 +151,7 @@ class Listener:
                 return None
             try:
                 sock.setblocking(False)
+                _keep_alive(sock)
                 local = sock.getsockname()
             except OSError:
                 sock.close()
@@ -146,9 +173,14 @@ class Stream:
         "_incoming",
         "_outgoing",
         "_pending",
+        "_read_size",
         "_tls",
+        "congested",
         "end",
+        "entrance",
         "handle",
+        "held",
+        "interest",
         "listener",
         "local",
         "remote",
@@ -173,6 +205,14 @@ class Stream:
         self.state = State.OPEN
         self.end: StreamEnded | None = None
         """Set when TLS has met the end behind bytes that :meth:`read` is still giving."""
+        self.entrance: Entrance | None = None
+        self.held = False
+        """Whether the machine wants nothing read."""
+        self.congested = False
+        """Whether what waits has passed :data:`PENDING_MARK` and not been sent yet."""
+        self.interest = (False, False)
+        """What the reactor watches the descriptor for: reading, writing."""
+        self._read_size = READ_SIZE
         self._pending = bytearray()
         self._tls: ssl.SSLObject | None = None
         self._incoming = self._outgoing = None  # type: ssl.MemoryBIO | None
@@ -206,8 +246,13 @@ class Stream:
             raise
         return stream
 
-    def use_tls(self, context: ssl.SSLContext, *, server_name: str | None = None) -> None:
-        """Wrap the stream; the handshake follows once it is connected."""
+    def use_tls(
+        self, context: ssl.SSLContext, *, server_name: str | None = None, data: bytes = b""
+    ) -> None:
+        """Wrap the stream; the handshake follows once it is connected.
+
+        ``data`` is what of it has been read already.
+        """
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(
             self._incoming,
@@ -215,8 +260,14 @@ class Stream:
             server_side=self.listener is not None,
             server_hostname=server_name,
         )
-        if self.state is State.OPEN:
+        self._incoming.write(data)
+        if self.state is not State.CONNECTING:
             self.state = State.HANDSHAKE
+
+    @property
+    def is_secure(self) -> bool:
+        """Whether it is TLS."""
+        return self._tls is not None
 
     @property
     def wants_write(self) -> bool:
@@ -290,45 +341,64 @@ class Stream:
             self._put(self._outgoing.read())
 
     def _recv(self) -> bytes | None:
+        size = self._read_size
         try:
-            return self.sock.recv(READ_SIZE)
+            data = self.sock.recv(size)
         except BlockingIOError:
             return None
         except OSError as error:
             raise StreamEnded(cause_of_stream(error), detail_of(error)) from None
+        if len(data) == size:
+            self._read_size = READ_MOST
+        elif len(data) < READ_SIZE:
+            self._read_size = READ_SIZE
+        return data
+
+    def read_first(self) -> bytes | None:
+        """Return octets of a stream that is not known yet to be TLS, ``None`` for none for now."""
+        data = self._recv()
+        if data == b"":
+            raise StreamEnded(Cause.END_OF_STREAM)
+        return data
 
     def read(self) -> bytes | None:
         """Return bytes that came, or ``None`` when there are none for now."""
         if self._tls is None:
-            data = self._recv()
-            if data == b"":
-                raise StreamEnded(Cause.END_OF_STREAM)
-            return data
+            return self.read_first()
+        assert self._incoming is not None
         while self.end is None:
             # All that TLS holds is taken out: what stays inside would not make the socket readable.
-            data, self.end = self._plaintext(self._tls)
-            if data:
-                return data
-            if self.end is None and not self._take_records():
+            if self._incoming.pending or self._incoming.eof:
+                data, self.end = self._plaintext(self._tls, self._incoming)
+                if data:
+                    return data
+            elif not self._take_records():
                 return None
         raise self.end
 
-    def _plaintext(self, tls: ssl.SSLObject) -> tuple[bytes, StreamEnded | None]:
+    def _plaintext(
+        self, tls: ssl.SSLObject, incoming: ssl.MemoryBIO
+    ) -> tuple[bytes, StreamEnded | None]:
         parts: list[bytes] = []
         end = None
         try:
-            while part := tls.read(READ_SIZE):
+            # To ask beforehand whether there is more costs less than the exception that says no.
+            while incoming.pending or tls.pending() or incoming.eof:
+                part = tls.read(READ_MOST)
+                if not part:
+                    end = StreamEnded(Cause.END_OF_STREAM)
+                    break
                 parts.append(part)
         except ssl.SSLWantReadError:
-            self._send_records()
+            pass
         except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
             end = StreamEnded(Cause.END_OF_STREAM)
         except ssl.SSLError as error:
             self._last_words()
             end = StreamEnded(Cause.TLS_FAILED, _reason(error))
-        else:
-            end = StreamEnded(Cause.END_OF_STREAM)
-        return b"".join(parts), end
+        if end is None:
+            self._send_records()  # what TLS has to say by itself, such as a KeyUpdate
+        return parts[0] if len(parts) == 1 else b"".join(parts), end
 
     def write(self, data: bytes) -> None:
         """Send, and keep what the kernel does not take at once, up to :data:`PENDING_LIMIT`."""
@@ -358,6 +428,16 @@ class Stream:
             return 0
         except OSError as error:
             raise StreamEnded(cause_of_stream(error), detail_of(error)) from None
+
+    @property
+    def waiting(self) -> int:
+        """Octets that are kept because the kernel does not take them."""
+        return len(self._pending)
+
+    def say(self, last_words: bytes) -> None:
+        """Send to a refused peer, in the clear; whether it gets through changes nothing."""
+        with contextlib.suppress(StreamEnded):
+            self._put(last_words)
 
     def flush(self) -> None:
         """Send what is kept, as far as the kernel takes it."""

@@ -34,7 +34,7 @@ _IP_PKTINFO = 8
 _IN_PKTINFO = struct.Struct("=i4s4s")
 _IN6_PKTINFO = struct.Struct("=16si")
 
-_SEND_REASONS = {
+SEND_REASONS = {
     errno.EWOULDBLOCK: "the send buffer is full",
     errno.ENOBUFS: "the interface queue is full",
     errno.EPERM: "a local firewall rule",
@@ -130,7 +130,7 @@ class UdpSocket:
         try:
             self._send(data, destination, source)
         except OSError as error:
-            if error.errno not in _SEND_REASONS or error.errno in {
+            if error.errno not in SEND_REASONS or error.errno in {
                 errno.EHOSTUNREACH,
                 errno.ENETUNREACH,
                 errno.EACCES,
@@ -144,7 +144,7 @@ class UdpSocket:
                     self.sent += 1
                     return
             code = error.errno or 0
-            self.refused[_SEND_REASONS.get(code) or errno.errorcode.get(code, str(error))] += 1
+            self.refused[SEND_REASONS.get(code) or errno.errorcode.get(code, str(error))] += 1
         except (ValueError, OverflowError) as error:  # a port or a host that is no such thing
             self.refused[str(error)] += 1
         else:

@@ -5,7 +5,7 @@ with real sockets, under the same rules: after every call into the machine it po
 nothing left; what happens to sockets meanwhile waits in a queue and is told one by one, each
 followed by polling again.  So the machine cannot tell where it runs.
 
-TLS is the one thing that is missing: a :class:`~stun.sansio.Dial` with a server name is answered by
+TLS and DTLS are the one thing that is missing: what asks for them is answered by
 :class:`~stun.sansio.Closed` with ``TLS_FAILED``.
 """
 
@@ -24,11 +24,13 @@ from stun.sansio import (
     Closed,
     Dial,
     Handle,
+    Hold,
     Instant,
     Listen,
     Opened,
     OpenUdp,
     Received,
+    Security,
     Shut,
     SocketEvent,
     SocketMachine,
@@ -38,6 +40,7 @@ from stun.sansio import (
 
 Event = TypeVar("Event")
 
+NO_TLS: Final = "the simulated network has no TLS"
 STUCK_AFTER: Final = 10_000
 """So many deadlines at one instant mean a machine that never moves its deadline."""
 
@@ -76,6 +79,7 @@ class Attachment(Generic[Event]):
             Listen: self._listen,
             Dial: self._dial,
             Write: self._write,
+            Hold: self._hold,
             Shut: self._shut,
         }
 
@@ -150,9 +154,19 @@ class Attachment(Generic[Event]):
         self.host.send_udp(self, output.source, output.destination, output.data, ttl)
 
     def _open_udp(self, output: OpenUdp) -> None:
+        if self._wants_tls(output.handle, output.security):
+            return
         self._opened(output.handle, self.host.open_udp(self, output.local))
 
+    def _wants_tls(self, handle: Handle, security: Security) -> bool:
+        wanted = security is not Security.NONE
+        if wanted:
+            self.pending.append(Closed(handle, Cause.TLS_FAILED, NO_TLS))
+        return wanted
+
     def _listen(self, output: Listen) -> None:
+        if self._wants_tls(output.handle, output.security):
+            return
         self._opened(
             output.handle,
             self.host.listen(self, output.handle, output.local, silent=output.silent),
@@ -166,10 +180,8 @@ class Attachment(Generic[Event]):
         self.pending.append(Opened(handle, socket.local))
 
     def _dial(self, output: Dial) -> None:
-        if output.server_name is not None:
-            self.pending.append(
-                Closed(output.handle, Cause.TLS_FAILED, "the simulated network has no TLS")
-            )
+        if output.server_name is not None or output.datagrams:
+            self.pending.append(Closed(output.handle, Cause.TLS_FAILED, NO_TLS))
             return
         ttl: int | None = getattr(output, "ttl", None)
         connection = self.host.dial(self, output.handle, output.local, output.remote, ttl)
@@ -182,6 +194,11 @@ class Attachment(Generic[Event]):
         connection = self._sockets.get(output.handle)
         if isinstance(connection, Connection):
             connection.write(output.data)
+
+    def _hold(self, output: Hold) -> None:
+        connection = self._sockets.get(output.handle)
+        if isinstance(connection, Connection):
+            connection.hold(held=output.held)
 
     def _shut(self, output: Shut) -> None:
         self._close(output.handle, reset=output.reset)

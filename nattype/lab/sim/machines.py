@@ -18,6 +18,7 @@ from stun.sansio import (
     Connected,
     Dial,
     Handle,
+    Hold,
     Instant,
     Listen,
     OpenUdp,
@@ -72,6 +73,10 @@ class Puppet:
     def write(self, handle: Handle, data: bytes) -> None:
         """Send bytes on a stream."""
         self.do(Write(handle, data))
+
+    def hold(self, handle: Handle, *, held: bool = True) -> None:
+        """Read nothing from a stream, or go on."""
+        self.do(Hold(handle, held))
 
     def shut(self, handle: Handle, *, reset: bool = False) -> None:
         """Close a socket."""
@@ -167,8 +172,10 @@ class Reflector:
                 self._peers[event.handle] = event.remote
             case Arrived() if event.handle in self._peers:
                 self._queue.append(Write(event.handle, self._answer(self._peers[event.handle])))
+            case Closed():
+                self._peers.pop(event.handle, None)
             case _:
-                self._peers.pop(getattr(event, "handle", 0), None)
+                pass
 
     def close(self, handle: Handle) -> None:
         """Close a stream from this side."""

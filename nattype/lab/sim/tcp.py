@@ -8,8 +8,12 @@ state change.
 
 Timers are those of RFC 6298 with Linux's limits: a SYN goes out again after 1, 3, 7, 15, 31 and 63
 s and gives up after 127 s; data after at least 200 ms, doubling, 15 times.  There is no congestion
-control (a fixed window, and fast retransmission after three duplicate acknowledgments), no delayed
+control (buffers of fixed size, fast retransmission after three duplicates), no delayed
 acknowledgment and no Nagle.
+
+A machine that reads nothing for a while (:class:`~stun.sansio.Hold`) fills that buffer, and the
+peer's window closes; what the peer's machine then writes fills its send buffer, and from there on
+it waits in the driver, which says :class:`~stun.sansio.Congested`.
 
 What is told apart with care, because hole punching lives on it: simultaneous open (a SYN that meets
 SYN_SENT is answered with SYN-ACK from the same endpoints), RST and ICMP errors in SYN_SENT, a SYN
@@ -31,9 +35,11 @@ from stun.sansio import (
     Arrived,
     Cause,
     Closed,
+    Congested,
     Connected,
     Handle,
     Instant,
+    Relieved,
     SocketEvent,
 )
 
@@ -44,6 +50,10 @@ MIN_RTO: Final = 200 * MILLISECOND
 MAX_RTO: Final = 120 * SECOND
 DATA_RETRIES: Final = 15
 WINDOW: Final = 65_536
+"""Octets of a receive buffer, and of a send buffer."""
+PENDING_MARK: Final = 65_536
+PENDING_LIMIT: Final = 1 << 20
+"""What waits beyond the send buffer: when a stream is congested, when it ends (:mod:`stun.tcp`)."""
 TIME_WAIT: Final = 60 * SECOND
 FIN_TIMEOUT: Final = 60 * SECOND
 DUPLICATES: Final = 3
@@ -114,9 +124,10 @@ class Connection:
     """One end of a connection."""
 
     __slots__ = (
-        "_buffer", "_duplicates", "_fin_at", "_fin_queued", "_first_ttl", "_held", "_mss",
-        "_peer_closed", "_retries", "_rto", "_rtt", "_rtt_at", "_rtt_for", "_stack", "_timer",
-        "_una", "acknowledged", "handle", "listener", "local", "next", "owner", "remote", "state",
+        "_buffer", "_congested", "_duplicates", "_fin_at", "_fin_queued", "_first_ttl", "_gaps",
+        "_held", "_mss", "_peer_closed", "_peer_window", "_retries", "_rto", "_rtt", "_rtt_at",
+        "_rtt_for", "_stack", "_timer", "_una", "_unread", "_unread_end", "acknowledged", "handle",
+        "listener", "local", "next", "owner", "remote", "state",
     )  # fmt: skip
 
     def __init__(
@@ -151,8 +162,15 @@ class Connection:
         self._fin_at: int | None = None
         """The sequence number that our FIN takes, once sent."""
         self._peer_closed = False
-        self._held: dict[int, Segment] = {}
+        self._gaps: dict[int, Segment] = {}
         self._mss = mss
+        self._peer_window = WINDOW
+        """How much the peer takes beyond ``_una``."""
+        self._held = False
+        self._unread = bytearray()
+        """What came while nothing was read, and whether the end came after it."""
+        self._unread_end = False
+        self._congested = False
         self._first_ttl = first_ttl
         self._retries = 0
         self._rto = SYN_RTO
@@ -188,13 +206,48 @@ class Connection:
         self._buffer += data
         if self.state is State.ESTABLISHED:
             self._push()
+        if self._waiting > PENDING_LIMIT:
+            self._send(RST | ACK, self._una)  # what a peer with a closed window expects
+            self._fail(Cause.OTHER, "peer does not read")
+        elif self._waiting > PENDING_MARK and not self._congested and self.owner is not None:
+            self._congested = True
+            self.owner.pending.append(Congested(self.handle))
+
+    @property
+    def _waiting(self) -> int:
+        """Octets that the send buffer has no room for, which a driver keeps."""
+        return max(0, len(self._buffer) - WINDOW)
+
+    def hold(self, *, held: bool) -> None:
+        """Read nothing, or go on."""
+        self._held = held
+        self._read()
+
+    def _is_reading(self) -> bool:
+        # The drivers do not read a client that does not take its answers either.
+        return not self._held and not (self.listener is not None and self._congested)
+
+    def _read(self) -> None:
+        """Hand over what came while nothing was read."""
+        if self.owner is None or not self._is_reading():
+            return
+        full = len(self._unread) >= WINDOW - self._mss
+        if self._unread:
+            self.owner.pending.append(Arrived(self.handle, bytes(self._unread)))
+            self._unread.clear()
+        if self._unread_end:
+            self._unread_end = False
+            self._tell_end()
+        elif full:
+            self._send(ACK, self.next)  # the window has opened
 
     def shut(self, *, reset: bool) -> None:
         """Close on the machine's order: nothing is told any more."""
         self._disown()
         if self.state is State.SYN_SENT:
             self._end()
-        elif reset or self.state is State.SYN_RECEIVED:
+        elif reset or self.state is State.SYN_RECEIVED or self._unread:
+            # RFC 1122 section 4.2.2.13: what was not read is lost, and the peer has to know.
             self._send(RST | ACK, self.next)
             self._end()
         elif not self._fin_queued:
@@ -236,7 +289,12 @@ class Connection:
             if self._retries > DATA_RETRIES:
                 self._fail(Cause.TIMED_OUT, "no acknowledgment")
                 return
-            self._resend()
+            if self._una == self.next and self.state is State.ESTABLISHED and self._buffer:
+                # RFC 9293 section 3.8.6.1: zero-window probing, with "one octet of new data".
+                self._send(ACK | PSH, self.next, bytes(self._buffer[:1]))
+                self.next += 1
+            else:
+                self._resend()
         self._rto = min(2 * self._rto, MAX_RTO)
         self._arm(self._rto)
 
@@ -342,12 +400,23 @@ class Connection:
 
     def _take_acknowledgment(self, segment: Segment) -> None:
         number = segment.acknowledgment
+        if number >= self._una:
+            opened = self._peer_window == 0 < segment.window
+            self._peer_window = segment.window
+            if self._peer_window == 0:
+                self._retries = 0  # "the sending TCP peer MUST allow the connection to stay open"
+            elif opened and number == self._una < self.next:
+                self._resend()  # the probe
         if self._una < number <= self.next:
             self._time_round_trip(number)
             del self._buffer[: number - self._una]
             self._una = number
             self._retries = 0
             self._duplicates = 0
+            if self._congested and not self._waiting and self.owner is not None:
+                self._congested = False
+                self.owner.pending.append(Relieved(self.handle))
+                self._read()
             if self._una < self.next:
                 self._arm(self._rto)
             else:
@@ -355,6 +424,8 @@ class Connection:
             if self._fin_at is not None and number > self._fin_at:
                 self._fin_acknowledged()
                 return
+            self._push()
+        elif number == self._una == self.next:
             self._push()
         elif number == self._una < self.next and not segment.data and not segment.flags & FIN:
             self._duplicates += 1
@@ -376,7 +447,7 @@ class Connection:
 
     def _take_data(self, segment: Segment) -> None:
         if segment.sequence > self.acknowledged:
-            self._held[segment.sequence] = segment
+            self._gaps[segment.sequence] = segment
             self._send(ACK, self.next)
             return
         arrived = bytearray()
@@ -384,6 +455,7 @@ class Connection:
         following: Segment | None = segment
         while following is not None:
             new = following.data[max(0, self.acknowledged - following.sequence) :]
+            new = new[: self._room - len(arrived)]
             arrived += new
             self.acknowledged += len(new)
             if following.flags & FIN and (
@@ -392,7 +464,10 @@ class Connection:
                 finished = True
             following = self._following()
         if arrived and self.owner is not None:
-            self.owner.pending.append(Arrived(self.handle, bytes(arrived)))
+            if self._is_reading():
+                self.owner.pending.append(Arrived(self.handle, bytes(arrived)))
+            else:
+                self._unread += arrived
         if finished:
             self.acknowledged += 1
             self._send(ACK, self.next)
@@ -400,12 +475,17 @@ class Connection:
         else:
             self._send(ACK, self.next)
 
+    @property
+    def _room(self) -> int:
+        """What the receive buffer takes."""
+        return WINDOW - len(self._unread)
+
     def _following(self) -> Segment | None:
-        """Return a segment that was held and now has something to add."""
-        for sequence in sorted(self._held):
+        """Return a segment that came early and now has something to add."""
+        for sequence in sorted(self._gaps):
             if sequence > self.acknowledged:
                 return None
-            segment = self._held.pop(sequence)
+            segment = self._gaps.pop(sequence)
             end = sequence + len(segment.data)
             if end > self.acknowledged or (segment.flags & FIN and end == self.acknowledged):
                 return segment
@@ -413,6 +493,12 @@ class Connection:
 
     def _peer_finished(self) -> None:
         self._peer_closed = True
+        if self._unread or not self._is_reading():
+            self._unread_end = True  # a machine that does not read does not learn of it either
+        else:
+            self._tell_end()
+
+    def _tell_end(self) -> None:
         owner = self._disown()
         if owner is not None:
             owner.pending.append(Closed(self.handle, Cause.END_OF_STREAM))
@@ -436,7 +522,7 @@ class Connection:
         idle = self._una == self.next
         while True:
             start = self.next - self._una
-            size = min(len(self._buffer) - start, self._mss, WINDOW - start)
+            size = min(len(self._buffer) - start, self._mss, min(WINDOW, self._peer_window) - start)
             if size <= 0:
                 break
             data = bytes(self._buffer[start : start + size])
@@ -449,7 +535,7 @@ class Connection:
             self._send(FIN | ACK, self.next)
             self.next += 1
             self.state = State.LAST_ACK if self._peer_closed else State.FIN_WAIT_1
-        if idle and self._una < self.next:
+        if idle and (self._una < self.next or self._buffer):
             self._arm(self._rto)
 
     def _resend(self) -> None:
@@ -470,6 +556,7 @@ class Connection:
                 acknowledgment=self.acknowledged if flags & ACK else 0,
                 data=data,
                 mss=self._mss,
+                window=self._room,
                 ttl=ttl,
             )
         )

@@ -103,7 +103,7 @@ class Packet:
 class Segment(Packet):
     """An IP packet with a TCP segment in it.  Sequence numbers do not wrap."""
 
-    __slots__ = ("acknowledgment", "flags", "mss", "sequence")
+    __slots__ = ("acknowledgment", "flags", "mss", "sequence", "window")
 
     protocol = TCP
     transport_header = TCP_HEADER
@@ -118,9 +118,11 @@ class Segment(Packet):
         acknowledgment: int = 0,
         data: bytes = b"",
         mss: int = 65_535,
+        window: int = 65_536,
         ttl: int = DEFAULT_TTL,
     ) -> None:
         super().__init__(source, destination, data, ttl)
+        self.window = window
         self.flags = flags
         self.sequence = sequence
         self.acknowledgment = acknowledgment

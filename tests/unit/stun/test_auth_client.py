@@ -3,6 +3,7 @@
 import pytest
 
 from stun.attributes import (
+    ACCESS_TOKEN,
     MESSAGE_INTEGRITY,
     MESSAGE_INTEGRITY_SHA256,
     NONCE,
@@ -10,6 +11,7 @@ from stun.attributes import (
     PASSWORD_ALGORITHMS,
     REALM,
     SOFTWARE,
+    THIRD_PARTY_AUTHORIZATION,
     USERHASH,
     USERNAME,
     XOR_MAPPED_ADDRESS,
@@ -27,7 +29,15 @@ from stun.auth_client import (
     with_transaction_id,
 )
 from stun.codec import decode, encode
-from stun.credentials import Integrity, LongTerm, Profile, ShortTerm, long_term_key, userhash
+from stun.credentials import (
+    Integrity,
+    LongTerm,
+    Profile,
+    ShortTerm,
+    ThirdParty,
+    long_term_key,
+    userhash,
+)
 from stun.errors import DropReason
 from stun.integrity import check_fingerprint, check_integrity, check_integrity_sha256
 from stun.message import Message
@@ -295,6 +305,85 @@ class TestLongTerm:
             verdict = guard.judge(response)
             assert isinstance(verdict, Discard)
             assert (verdict.reason, verdict.violation) == (DropReason.BID_DOWN, False)
+
+
+class TestThirdParty:
+    """RFC 7635 sections 5, 8 and 9."""
+
+    BEARER = ThirdParty("north", b"m" * 20, b"opaque token")
+
+    def guard(self):
+        return Sessions().guard(SERVER, self.BEARER)
+
+    def test_the_token_and_the_session_key(self):
+        guard = self.guard()
+        assert names(dressed(guard)) == []
+        assert guard.judge(old_challenge()) == Retry()
+        message = dressed(guard)
+        codes = [USERNAME, REALM, NONCE, ACCESS_TOKEN, MESSAGE_INTEGRITY]
+        assert names(message) == [attribute.code for attribute in codes]
+        assert message.get(USERNAME) == "north"
+        assert dict(message.attributes)[ACCESS_TOKEN.code] == b"opaque token"
+        # "do not perform MD5 hash on the credentials"
+        assert check_integrity(message, b"m" * 20)
+        assert guard.judge(success(key=b"m" * 20)) == Accept(authenticated=True)
+        assert isinstance(guard.judge(success(key=b"x" * 20)), Discard)
+        assert isinstance(guard.judge(success()), Discard)
+
+    @pytest.mark.parametrize(
+        ("method", "has_token"),
+        [
+            (Method.BINDING, True),
+            (Method.ALLOCATE, True),
+            (Method.REFRESH, True),
+            (Method.CREATE_PERMISSION, False),
+            (Method.CHANNEL_BIND, False),
+            (Method.CONNECT, False),
+            (Method.CONNECTION_BIND, False),
+        ],
+    )
+    def test_only_where_it_belongs(self, method, has_token):
+        guard = self.guard()
+        guard.judge(old_challenge())
+        message = decode(guard.dress(Message.request(method, bytes(12)), fingerprint=False))
+        assert (ACCESS_TOKEN.code in names(message)) is has_token
+        assert check_integrity(message, b"m" * 20)
+
+    def test_a_server_of_rfc8489(self):
+        guard = self.guard()
+        assert guard.judge(new_challenge(nonce=ANONYMOUS + b"fresh")) == Retry()
+        message = dressed(guard)
+        # USERNAME names a key: there is nobody to hide.
+        assert message.get(USERNAME) == "north"
+        assert not message.has(USERHASH)
+        assert check_integrity_sha256(message, b"m" * 20)
+        assert not message.has(MESSAGE_INTEGRITY)
+
+    def test_a_server_like_coturn(self):
+        # It uses the first 16 octets of the session key only; that is tried second, and kept to.
+        sessions = Sessions()
+        guard = sessions.guard(SERVER, self.BEARER)
+        for _ in range(2):
+            assert guard.judge(old_challenge()) == Retry()
+        assert check_integrity(dressed(guard), b"m" * 16)
+        assert guard.judge(success(key=b"m" * 16)) == Accept(authenticated=True)
+        again = sessions.guard(SERVER, self.BEARER)
+        assert check_integrity(dressed(again), b"m" * 16)
+        assert again.judge(old_challenge(438, nonce=b"fresh")) == Retry()
+        assert check_integrity(dressed(again), b"m" * 16)
+
+    def test_a_token_that_is_not_accepted(self):
+        guard = self.guard()
+        offer = (THIRD_PARTY_AUTHORIZATION, "turn.example.org")
+        challenge = error(401, (REALM, "r"), (NONCE, b"n"), offer)
+        for key in (b"m" * 20, b"m" * 16):
+            assert guard.judge(challenge) == Retry()
+            assert check_integrity(dressed(guard), key)
+        assert "takes those made for 'turn.example.org'" in refused(guard.judge(challenge))
+        guard = self.guard()
+        for _ in range(2):
+            assert guard.judge(old_challenge()) == Retry()
+        assert "takes no access tokens" in refused(guard.judge(old_challenge()))
 
 
 class TestSessions:

@@ -3,6 +3,7 @@
 import pytest
 
 from stun.attributes import (
+    ACCESS_TOKEN,
     ERROR_CODE,
     MESSAGE_INTEGRITY,
     MESSAGE_INTEGRITY_SHA256,
@@ -10,14 +11,17 @@ from stun.attributes import (
     PASSWORD_ALGORITHM,
     PASSWORD_ALGORITHMS,
     REALM,
+    THIRD_PARTY_AUTHORIZATION,
+    UNKNOWN_ATTRIBUTES,
     USERHASH,
     USERNAME,
     Algorithm,
 )
 from stun.auth_server import (
+    KEYS_KEPT,
     Accepted,
-    AnyOf,
     Authenticator,
+    Deferred,
     Password,
     Rejected,
     RestUsers,
@@ -32,12 +36,13 @@ from stun.credentials import (
     rest_credentials,
     userhash,
 )
-from stun.errors import UsageError
 from stun.integrity import check_integrity, check_integrity_sha256
 from stun.message import Message
 from stun.nonce import NonceMaker, parse_cookie
+from stun.oauth import Contents, TokenKey, Tokens, timestamp_of
 from stun.registry import ErrorCode, Method, PasswordAlgorithm, SecurityFeature
 from stun.sansio import SECOND, Address
+from stun.users import AnyOf, Gap
 
 REALM_NAME = "example.org"
 CLIENT = Address("192.0.2.7", 40000)
@@ -127,10 +132,13 @@ class TestChallenge:
         maker = NonceMaker([b"0123456789abcdef"])
         short = Authenticator("turn.example.org", USERS, maker, algorithms=(), reason="")
         response = short.validate(received(request()), CLIENT, 0).response(request())
-        assert len(encode(response)) == 84
+        assert len(encode(response)) == short.challenge_size == 80
         offering = Authenticator("turn.example.org", USERS, maker, reason="")
         response = offering.validate(received(request()), CLIENT, 0).response(request())
-        assert len(encode(response)) == 96
+        assert len(encode(response)) == offering.challenge_size == 92
+        longest = Authenticator("x" * 24, USERS, maker, reason="")
+        assert longest.challenge_size == 100
+        assert Authenticator("x" * 24, USERS, maker).challenge_size > 100
 
 
 class TestBadRequest:
@@ -324,45 +332,307 @@ class TestStaleNonce:
         assert isinstance(outcome, Accepted)
 
 
-class TestUsers:
-    def test_time_limited_credentials(self):
-        users = RestUsers(["new secret", "old secret"])
-        server = authenticator(users)
+class TestTimeLimited:
+    def test_while_it_lasts(self):
+        server = authenticator(RestUsers(["new secret", "old secret"]))
         for secret in ("new secret", "old secret"):
             mine = rest_credentials(secret, EPOCH + 100, "alice")
             message, key = modern(server, username=mine.username, password=mine.password)
             proven = received(message, sha256_key=key)
-            outcome = server.validate(proven, CLIENT, 100 * SECOND)
-            assert isinstance(outcome, Accepted)
-            assert outcome.username == f"{EPOCH + 100}:alice"
+            for now in (0, 100 * SECOND):
+                outcome = server.validate(proven, CLIENT, now)
+                assert isinstance(outcome, Accepted)
+                assert outcome.username == outcome.account == f"{EPOCH + 100}:alice"
+            # Its key is kept; that it has expired counts nevertheless.
             assert isinstance(server.validate(proven, CLIENT, 101 * SECOND), Rejected)
         other = rest_credentials("no secret", EPOCH + 100, "alice")
         message, key = modern(server, username=other.username, password=other.password)
         assert isinstance(server.validate(received(message, sha256_key=key), CLIENT, 0), Rejected)
 
-    def test_any_of(self):
-        both = AnyOf(RestUsers(["secret"]), USERS)
-        mine = rest_credentials("secret", EPOCH, "alice")
-        assert both.secrets("user", EPOCH) == [Password("pass")]
-        assert both.secrets(mine.username, EPOCH) == [Password(mine.password)]
-        assert both.secrets("nobody", EPOCH) == []
-        assert both.by_userhash(userhash("user", REALM_NAME)) == "user"
-        assert both.by_userhash(bytes(32)) is None
 
-    def test_names_are_found_under_both_preparations(self):
-        users = StaticUsers({"\u2168": "pass"}, REALM_NAME)
-        assert users.secrets("\u2168", 0) == users.secrets("IX", 0) == (Password("pass"),)
-        assert users.by_userhash(userhash("\u2168", REALM_NAME)) == "\u2168"
+class Changing:
+    """A store whose answers are set from outside, and that counts how often keys are made."""
 
-    def test_a_name_for_saslprep_only(self):
-        users = StaticUsers({"a\u00adb": "pass"}, REALM_NAME)
-        assert users.secrets("ab", 0) == (Password("pass"),)
+    def __init__(self, **answers):
+        self.answers = answers
+        self.hashes = {}
 
-    def test_usage(self):
-        with pytest.raises(UsageError):
-            RestUsers([])
+    def secrets(self, username, unix_time):
+        return self.answers.get(username, ())
 
-    def test_passwords_are_not_shown(self):
-        assert "hidden" not in repr(Password("hidden"))
-        accepted = Accepted("user", b"hidden", MD5, Integrity.SHA1)
-        assert "hidden" not in repr(accepted)
+    def by_userhash(self, value, unix_time):
+        return self.hashes.get(value)
+
+
+class Counting:
+    """A secret that counts how often keys are made of it."""
+
+    def __init__(self, password="pass"):
+        self.password = Password(password)
+        self.made = 0
+
+    def keys(self, *args, **options):
+        self.made += 1
+        return self.password.keys(*args, **options)
+
+
+class TestKeysKept:
+    def test_a_users_key_is_made_once(self):
+        secret = Counting()
+        server = authenticator(Changing(user=[secret]))
+        message, key = modern(server)
+        for _ in range(3):
+            outcome = server.validate(received(message, sha256_key=key), CLIENT, 0)
+            assert isinstance(outcome, Accepted)
+        assert secret.made == 1
+        # Of another kind it is another key.
+        assert isinstance(server.validate(legacy(server), CLIENT, 0), Accepted)
+        assert secret.made == 2
+
+    def test_a_wrong_proof_always_pays_for_making_keys(self):
+        secret = Counting()
+        server = authenticator(Changing(user=[secret]))
+        message, key = modern(server)
+        wrong = received(message, sha256_key=b"wrong")
+        assert isinstance(server.validate(wrong, CLIENT, 0), Rejected)
+        assert isinstance(server.validate(received(message, sha256_key=key), CLIENT, 0), Accepted)
+        assert secret.made == 2
+        assert isinstance(server.validate(wrong, CLIENT, 0), Rejected)
+        assert secret.made == 3
+
+    @pytest.mark.parametrize("known", [StoredKeys(md5=b"k" * 16), None])
+    def test_who_has_no_password_takes_as_long_as_who_has(self, known, monkeypatch):
+        made = []
+        keys = Password.keys
+        monkeypatch.setattr(
+            Password, "keys", lambda self, *a, **o: made.append(a[0]) or keys(self, *a, **o)
+        )
+        server = authenticator(Changing(user=[known] if known else []))
+        message, _ = modern(server)
+        assert isinstance(server.validate(received(message, key=b"wrong"), CLIENT, 0), Rejected)
+        assert made == ["user"]
+
+    def test_a_changed_password_counts_at_once(self):
+        users = Changing(user=[Password("pass")])
+        server = authenticator(users)
+        old, new = (modern(server, password=password) for password in ("pass", "changed"))
+        assert isinstance(server.validate(received(old[0], sha256_key=old[1]), CLIENT, 0), Accepted)
+        users.answers = {"user": [Password("changed")]}
+        assert isinstance(server.validate(received(old[0], sha256_key=old[1]), CLIENT, 0), Rejected)
+        assert isinstance(server.validate(received(new[0], sha256_key=new[1]), CLIENT, 0), Accepted)
+        users.answers = {}
+        assert isinstance(server.validate(received(new[0], sha256_key=new[1]), CLIENT, 0), Rejected)
+
+    def test_only_so_many(self):
+        secret = Counting()
+        names = [f"user{number}" for number in range(KEYS_KEPT + 1)]
+        server = authenticator(Changing(**dict.fromkeys(names, (secret,))))
+
+        def ask(name):
+            key = long_term_key(name, REALM_NAME, "pass")
+            outcome = server.validate(legacy(server, username=name, key=key), CLIENT, 0)
+            assert isinstance(outcome, Accepted)
+
+        for name in names:
+            ask(name)
+        made = secret.made
+        ask(names[-1])
+        assert secret.made == made
+        ask(names[0])
+        assert secret.made == made + 1
+
+
+class TestDeferred:
+    def ask(self, users, *, source=CLIENT, **changes):
+        server = authenticator(users, anonymous=True)
+        message, key = modern(server, **changes)
+        return server.validate(received(message, sha256_key=key), source, 0)
+
+    def test_an_answer_that_must_be_fetched(self):
+        users = Changing(user=[Gap.NOT_YET])
+        assert self.ask(users) == Deferred("user")
+        users.answers = {"user": [Password("pass")]}
+        assert isinstance(self.ask(users), Accepted)
+
+    def test_a_userhash_that_must_be_looked_up(self):
+        users = Changing(user=[Password("pass")])
+        hashed = userhash("user", REALM_NAME)
+        users.hashes = {hashed: Gap.NOT_YET}
+        assert self.ask(users, username=None, userhash=hashed) == Deferred("", hashed)
+        users.hashes = {hashed: "user"}
+        outcome = self.ask(users, username=None, userhash=hashed)
+        assert isinstance(outcome, Accepted)
+        users.answers = {"user": [Gap.NOT_YET]}
+        assert self.ask(users, username=None, userhash=hashed) == Deferred("user")
+
+    def test_not_when_another_store_has_the_answer(self):
+        assert isinstance(self.ask(AnyOf(Changing(user=[Gap.NOT_YET]), USERS)), Accepted)
+        waiting = self.ask(AnyOf(Changing(user=[Gap.NOT_YET]), USERS), password="other")
+        assert waiting == Deferred("user")
+
+    def test_nobody_is_asked_for_without_a_nonce_of_ours(self):
+        outcome = self.ask(Changing(user=[Gap.NOT_YET]), source=Address("192.0.2.8", 1))
+        assert isinstance(outcome, Rejected)
+        assert outcome.code is ErrorCode.STALE_NONCE
+
+    def test_a_database_out_of_reach(self):
+        outcome = self.ask(Changing(user=[Gap.UNAVAILABLE]))
+        assert isinstance(outcome, Rejected)
+        assert outcome.code is ErrorCode.SERVER_ERROR
+        assert "database" in outcome.detail
+        # A secret from before still counts.
+        known = Changing(user=[Password("pass"), Gap.UNAVAILABLE])
+        assert isinstance(self.ask(known), Accepted)
+        assert self.ask(known, password="other") == outcome
+        # Whoever can still be asked, is.
+        both = AnyOf(Changing(user=[Gap.UNAVAILABLE]), Changing(user=[Gap.NOT_YET]))
+        assert self.ask(both) == Deferred("user")
+
+
+class TestTokens:
+    KEY = TokenKey("north", b"k" * 32)
+    MAC_KEY = b"m" * 20
+
+    def server(self, **options):
+        return authenticator(tokens=Tokens("turn.example.org", [self.KEY]), **options)
+
+    def token(self, *, server_name="turn.example.org", issued=EPOCH, lifetime=600):
+        contents = Contents(self.MAC_KEY, timestamp_of(issued), lifetime)
+        return self.KEY.seal(contents, server_name, bytes(12))
+
+    def request(self, server, *, token=b"", kid="north", modern=False, now=0, **proof):
+        asked = challenge(server, now=now)
+        message = request().add(USERNAME, kid).add(REALM, REALM_NAME)
+        message.add(NONCE, asked.get(NONCE))
+        if token:
+            message.attributes.append((ACCESS_TOKEN.code, token))
+        if modern:
+            message.add(PASSWORD_ALGORITHMS, asked.get(PASSWORD_ALGORITHMS))
+            message.add(PASSWORD_ALGORITHM, Algorithm(2))
+        return received(message, **(proof or {"key": self.MAC_KEY}))
+
+    def test_the_challenge_names_the_server(self):
+        server = self.server()
+        assert challenge(server).get(THIRD_PARTY_AUTHORIZATION) == "turn.example.org"
+        assert not challenge(authenticator()).has(THIRD_PARTY_AUTHORIZATION)
+        assert server.challenge_size == authenticator().challenge_size + 4 + 16
+        # Who gets a 438 has chosen already.
+        stale = server.challenge(CLIENT, 0, ErrorCode.STALE_NONCE)
+        assert not stale.response(request()).has(THIRD_PARTY_AUTHORIZATION)
+
+    def test_accepted(self):
+        server = self.server()
+        proven = self.request(server, token=self.token())
+        outcome = server.validate(proven, CLIENT, 100 * SECOND)
+        assert isinstance(outcome, Accepted)
+        assert (outcome.username, outcome.key) == ("north", self.MAC_KEY)
+        # lifetime + Delta - abs(RDnew - TS)
+        assert outcome.expires == 605 * SECOND
+        assert check_integrity(decode(outcome.seal(Message.success(proven))), self.MAC_KEY)
+        # Tokens share the name of their key; what is counted is not shared.
+        other = server.validate(
+            self.request(server, token=self.token(lifetime=601)), CLIENT, 100 * SECOND
+        )
+        assert other.username == outcome.username
+        assert other.account != outcome.account
+
+    def test_a_client_like_coturns(self):
+        # It uses the first 16 octets of the session key only.
+        server, key = self.server(), self.MAC_KEY[:16]
+        outcome = server.validate(self.request(server, token=self.token(), key=key), CLIENT, 0)
+        assert isinstance(outcome, Accepted)
+        assert outcome.key == key
+        for other in (self.MAC_KEY[:15], self.MAC_KEY + b"m", b""):
+            wrong = self.request(server, token=self.token(), key=other)
+            assert isinstance(server.validate(wrong, CLIENT, 0), Rejected)
+
+    def test_with_sha256(self):
+        server = self.server()
+        proven = self.request(server, token=self.token(), modern=True, sha256_key=self.MAC_KEY)
+        outcome = server.validate(proven, CLIENT, 0)
+        assert isinstance(outcome, Accepted)
+        assert outcome.integrity is Integrity.SHA256
+        sealed = decode(outcome.seal(Message.success(proven)))
+        assert check_integrity_sha256(sealed, self.MAC_KEY)
+
+    def test_beside_passwords(self):
+        server = self.server()
+        message, key = modern(server)
+        assert isinstance(server.validate(received(message, sha256_key=key), CLIENT, 0), Accepted)
+
+    def test_refused(self):
+        server = self.server()
+        wrong = {
+            "expired": self.request(server, token=self.token(issued=EPOCH - 605)),
+            "of the future": self.request(server, token=self.token(issued=EPOCH + 605)),
+            "for another server": self.request(server, token=self.token(server_name="other")),
+            "of a key we do not have": self.request(server, token=self.token(), kid="south"),
+            "changed": self.request(server, token=self.token()[:-1] + b"\0"),
+            "malformed": self.request(server, token=b"\xff\xff"),
+            "proved with another key": self.request(server, token=self.token(), key=b"x"),
+        }
+        details = set()
+        for what, message in wrong.items():
+            outcome = server.validate(message, CLIENT, 0)
+            assert isinstance(outcome, Rejected), what
+            assert outcome == server.challenge(CLIENT, 0), what
+            details.add(outcome.detail)
+        assert "" not in details
+        assert len(details) >= 6
+
+    def test_a_stale_nonce(self):
+        server = self.server()
+        proven = self.request(server, token=self.token())
+        outcome = server.validate(proven, Address("192.0.2.8", 1), 0)
+        assert outcome.code is ErrorCode.STALE_NONCE
+
+    def test_without_a_username(self):
+        server = self.server(anonymous=True)
+        message = self.request(server, token=self.token())
+        message.attributes[0] = (USERHASH.code, bytes(32))
+        outcome = server.validate(received(message, key=self.MAC_KEY), CLIENT, 0)
+        assert outcome.code is ErrorCode.BAD_REQUEST
+
+    def test_unexpected(self):
+        # RFC 7635 section 7: "it will respond with an error code of 420 (Unknown Attribute)".
+        server = authenticator()
+        proven = self.request(server, token=self.token())
+        outcome = server.validate(proven, CLIENT, 0)
+        assert isinstance(outcome, Rejected)
+        assert outcome.code is ErrorCode.UNKNOWN_ATTRIBUTE
+        assert outcome.response(proven).get(UNKNOWN_ATTRIBUTES) == (ACCESS_TOKEN.code,)
+
+    def test_what_lies_between_allocate_and_refresh(self):
+        server = self.server()
+        session = server.validate(self.request(server, token=self.token()), CLIENT, 0)
+        bare = self.request(server)
+        assert isinstance(server.validate(bare, CLIENT, 0), Rejected)
+        assert server.validate(bare, CLIENT, 0, session) == session
+        wrong = self.request(server, key=b"wrong")
+        assert isinstance(server.validate(wrong, CLIENT, 0, session), Rejected)
+        # The session of one user proves nothing for another, nor for who had a password.
+        named = self.request(server, kid="user")
+        assert isinstance(server.validate(named, CLIENT, 0, session), Rejected)
+        plain = Accepted("north", self.MAC_KEY, MD5, Integrity.SHA1)
+        assert isinstance(server.validate(bare, CLIENT, 0, plain), Rejected)
+        end = session.expires
+        late = self.request(server, now=end)
+        assert "expired" in server.validate(late, CLIENT, end, session).detail
+
+
+def test_who_may_go_on_with_what_another_began():
+    plain = Accepted("user", b"k", MD5, Integrity.SHA1)
+    north = Accepted("north", b"k", MD5, Integrity.SHA1, "one", 9)
+    south = Accepted("south", b"k", MD5, Integrity.SHA1, "two", 9)
+    assert plain.may_use("user", None)
+    assert not plain.may_use("other", None)
+    # With tokens, a client comes back with another key's, but not with a password.
+    assert south.may_use("north", north)
+    assert not plain.may_use("north", north)
+    assert not north.may_use("user", None)
+    assert not north.may_use("user", plain)
+
+
+def test_passwords_and_keys_are_not_shown():
+    accepted = Accepted("user", b"hidden", MD5, Integrity.SHA1)
+    assert "hidden" not in repr(accepted)

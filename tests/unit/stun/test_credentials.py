@@ -9,7 +9,9 @@ from stun.credentials import (
     LongTerm,
     Profile,
     ShortTerm,
+    ThirdParty,
     long_term_key,
+    mint,
     rest_credentials,
     rest_expiry,
     rest_password,
@@ -139,3 +141,38 @@ def test_rest_credentials():
 )
 def test_rest_expiry(username, expires):
     assert rest_expiry(username) == expires
+
+
+class TestMint:
+    NOW = 1_700_000_000
+
+    def test_a_credential_for_a_while(self):
+        username, password = mint("north", "alice", 3600, self.NOW)
+        assert username == "1700003600:alice"
+        assert password == rest_password("north", username)
+        assert rest_expiry(username) == self.NOW + 3600
+        assert mint("north", "", 1, self.NOW).username == "1700000001"
+        assert mint("north", "a:b", 1, self.NOW).username == "1700000001:a:b"
+
+    def test_usage(self):
+        for wrong, words in (
+            ({"secret": ""}, "secret"),
+            ({"ttl": 0}, "expired already"),
+            ({"user": "x" * 498}, "509 octets"),
+            ({"user": "a\u00adb"}, "OpaqueString"),
+            ({"user": "\u2168"}, "differently"),
+        ):
+            arguments = {"secret": "s", "user": "u", "ttl": 1, "unix_time": self.NOW, **wrong}
+            with pytest.raises(UsageError, match=words):
+                mint(**arguments)
+
+
+class TestThirdParty:
+    def test_what_it_needs(self):
+        assert ThirdParty("kid", b"key", b"token") == ThirdParty("kid", b"key", b"token")
+        shown = repr(ThirdParty("kid", b"secret", b"opaque"))
+        assert "secret" not in shown
+        assert "opaque" not in shown
+        for wrong in (("", b"k", b"t"), ("kid", b"", b"t"), ("kid", b"k", b"")):
+            with pytest.raises(UsageError):
+                ThirdParty(*wrong)

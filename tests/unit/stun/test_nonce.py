@@ -127,6 +127,26 @@ def test_secrets_rotate():
     assert after.check(during.make(CLIENT, NOW), CLIENT, NOW) is NonceState.VALID
 
 
+def test_secrets_rotate_in_place():
+    maker = NonceMaker([OLD])
+    nonce = maker.make(CLIENT, NOW)
+    maker.rotate([NEW, OLD])
+    assert maker.check(nonce, CLIENT, NOW) is NonceState.VALID
+    assert maker.make(CLIENT, NOW) == NonceMaker([NEW]).make(CLIENT, NOW)
+    maker.rotate([NEW])
+    assert maker.check(nonce, CLIENT, NOW) is NonceState.FOREIGN
+    for wrong in ([], [b"short"]):
+        with pytest.raises(UsageError):
+            maker.rotate(wrong)
+    assert maker.secrets == (NEW,)
+
+
+def test_a_cookie_that_is_there_need_not_be_made():
+    maker = NonceMaker([NEW])
+    made = maker.make_with(nonce_cookie([ALGORITHMS]), CLIENT, NOW)
+    assert made == maker.make(CLIENT, NOW, [ALGORITHMS])
+
+
 def test_a_fleet_shares_a_secret_and_clocks_that_nearly_agree():
     here, there = NonceMaker([NEW]), NonceMaker([NEW])
     nonce = here.make(CLIENT, NOW)
@@ -144,7 +164,8 @@ def test_time_goes_on_after_2106():
 
 def test_length():
     # 13 characters of cookie, then 4 octets of time and the MAC in base64 without padding.
-    assert len(NonceMaker([NEW]).make(CLIENT, NOW)) == 29
+    assert len(NonceMaker([NEW]).make(CLIENT, NOW)) == 28  # no padding in its attribute
+    assert len(NonceMaker([NEW], mac_length=8).make(CLIENT, NOW)) == 29
     assert len(NonceMaker([NEW], mac_length=4).make(CLIENT, NOW)) == 24
     nonce = NonceMaker([NEW], mac_length=32).make(CLIENT, NOW)
     assert len(nonce) == 61

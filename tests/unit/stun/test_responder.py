@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from ipaddress import ip_address
 from itertools import product
 from typing import Any
 
@@ -26,10 +27,12 @@ from stun.attributes import (
     USERNAME,
     XOR_MAPPED_ADDRESS,
     ChangeRequest,
+    host_octets,
 )
 from stun.codec import Message, decode, encode
 from stun.errors import DropReason
 from stun.integrity import check_fingerprint
+from stun.ratelimit import ByteBudget, prefix_of
 from stun.registry import Class, ErrorCode, Method
 from stun.responder import Endpoint, Limits, Responder, check
 from stun.sansio import SECOND, Address, Transmit
@@ -492,3 +495,155 @@ def test_over_a_connection_padding_comes_back(responder: Responder, endpoint: En
     padding = response.get(PADDING)
     assert padding is not None
     assert len(padding) == 1500
+
+
+# Lean answers, and a budget of octets. ------------------------------------------------------------
+
+LOCAL6 = Address("2001:db8::1", 3478)
+
+
+def lean(
+    rng: random.Random, *, budget: ByteBudget | None = None, limits: Limits | None = None
+) -> Responder:
+    return Responder(limits or Limits(), "natkit", entropy=rng.randbytes, lean=True, budget=budget)
+
+
+def packed(source: Address) -> bytes:
+    return source.port.to_bytes(2) + host_octets(source.host)
+
+
+@pytest.mark.parametrize(
+    ("source", "local", "size"), [(CLIENT, A_P, 32), (CLIENT6, LOCAL6, 44)], ids=["IPv4", "IPv6"]
+)
+def test_a_lean_answer_has_one_address(
+    source: Address, local: Address, size: int, rng: random.Random
+) -> None:
+    responder, alone = lean(rng), Endpoint(local, local)
+    bare = encode(request())
+    response, sent = answer(responder, alone, bare, source)
+    assert (sent.source, sent.destination) == (local, source)
+    assert len(sent.data) == size
+    assert len(response.attributes) == 1
+    assert response.get(XOR_MAPPED_ADDRESS) == source
+    assert (response.message_class, response.method) == (Class.SUCCESS, Method.BINDING)
+    assert response.transaction_id == TID
+    assert responder.bare(bare, packed(source), 0) == sent.data
+
+
+@pytest.mark.parametrize("source", [CLIENT, CLIENT6], ids=["IPv4", "IPv6"])
+def test_the_lean_short_way_gives_the_octets_of_the_long_way(
+    source: Address, rng: random.Random
+) -> None:
+    local = LOCAL6 if source.is_ipv6 else A_P
+    responder, alone = lean(rng), Endpoint(local, local)
+    for _ in range(50):
+        transaction_id = rng.randbytes(12)
+        host = str(ip_address(rng.randbytes(len(host_octets(source.host)))))
+        client = Address(host, rng.randrange(1, 65536))
+        bare = encode(Message.request(Method.BINDING, transaction_id))
+        long = Message.request(Method.BINDING, transaction_id).add(PRIORITY, 1)
+        short = responder.bare(bare, packed(client), 0)
+        sent = ask(responder, alone, long, client)
+        assert isinstance(sent, Transmit)
+        # The long request has room for SOFTWARE neither.
+        assert short == sent.data
+        assert decode(sent.data).get(XOR_MAPPED_ADDRESS) == client
+
+
+def test_what_is_lean_for_whom(rng: random.Random, endpoint: Endpoint) -> None:
+    responder, alone = lean(rng), Endpoint(A_P, A_P)
+    with_two, _ = answer(responder, endpoint, request())
+    assert with_two.get(OTHER_ADDRESS) == B_Q, "RFC 5780 section 6.1 has its way where it is served"
+    old, sent = answer(responder, alone, request(cookie=NO_COOKIE))
+    assert len(sent.data) == 32
+    assert old.get(MAPPED_ADDRESS) == CLIENT
+    marked, sent = answer(responder, alone, encode(request(), fingerprint=True))
+    assert len(sent.data) == 40
+    assert check_fingerprint(marked) is True
+    named, sent = answer(responder, alone, request((SOFTWARE, "x" * 40)))
+    assert named.get(SOFTWARE) == "natkit"
+    assert len(sent.data) <= 20 + 4 + 40
+    short, _ = answer(responder, alone, request((SOFTWARE, "x" * 9)))
+    assert not short.has(SOFTWARE)
+
+
+def test_a_lean_answer_is_small_for_every_request(rng: random.Random) -> None:
+    responder, alone = lean(rng), Endpoint(A_P, A_P)
+    bare = len(encode(request()))
+    for octets in _requests():
+        _, sent = answer(responder, alone, octets)
+        error = decode(sent.data).message_class is Class.ERROR
+        assert error or len(sent.data) <= max(32, len(octets) + 12)
+        if len(octets) == bare:
+            assert len(sent.data) <= 32 or error
+
+
+@pytest.mark.parametrize(
+    "octets",
+    [
+        b"", b"\x00", encode(request())[:19], encode(request()) + b"\x00",
+        encode(request(cookie=NO_COOKIE)), encode(request(), fingerprint=True),
+        encode(request(method=Method.ALLOCATE)), encode(Message.indication(Method.BINDING, TID)),
+        encode(Message.success(request())), b"\x40\x00\x00\x10" + bytes(16),
+    ],
+)  # fmt: skip
+def test_what_is_not_bare_is_left_to_others(octets: bytes, rng: random.Random) -> None:
+    budget = ByteBudget(1, 0, entropy=rng.randbytes)
+    assert lean(rng, budget=budget).bare(octets, packed(CLIENT), 0) is None
+    assert budget.spend(b"\xcb\x00\x71", 1, 0), "and costs nothing"
+
+
+def test_an_ipv4_client_of_a_socket_for_both_families_hears_of_ipv4(rng: random.Random) -> None:
+    responder, octets = lean(rng), encode(request())
+    mapped = Address(f"::ffff:{CLIENT.host}", CLIENT.port)
+    assert responder.bare(octets, packed(mapped), 0) == responder.bare(octets, packed(CLIENT), 0)
+    _, sent = answer(responder, Endpoint(LOCAL6, LOCAL6), octets, mapped)
+    assert (len(sent.data), sent.destination) == (32, mapped)
+
+
+@pytest.mark.parametrize("source", [CLIENT, CLIENT6], ids=["IPv4", "IPv6"])
+def test_a_forger_gets_back_what_came_and_the_burst(source: Address, rng: random.Random) -> None:
+    local = LOCAL6 if source.is_ipv6 else A_P
+    budget = ByteBudget(1000, 0, entropy=rng.randbytes)
+    responder, alone = lean(rng, budget=budget), Endpoint(local, local)
+    came = went = refusals = 0
+    for _ in range(5000):
+        octets = rng.choice(_requests())
+        came += len(octets)
+        if len(octets) == 20 and rng.random() < 0.5:
+            sent: Any = responder.bare(octets, packed(source), 0)
+            refusals += sent == b""
+            went += len(sent or b"")
+        else:
+            sent = ask(responder, alone, octets, source)
+            refusals += sent is DropReason.RATE_LIMITED
+            went += len(sent.data) if isinstance(sent, Transmit) else 0
+    assert refusals
+    assert went <= came + 1000
+    neighbour = Address("2001:db8:0:9::7" if source.is_ipv6 else "203.0.113.77", 5)
+    stranger = Address("2001:db8:7::7" if source.is_ipv6 else "203.0.114.5", 5)
+    while budget.spend(prefix_of(host_octets(source.host)), 1, 0):
+        pass
+    assert ask(responder, alone, request(), neighbour) is DropReason.RATE_LIMITED
+    again = [responder.bare(encode(request()), packed(source), 0) for _ in range(2)]
+    assert any(again), "what came with requests that got no answer pays for one that does"
+    assert isinstance(ask(responder, alone, request(), stranger), Transmit)
+
+
+def test_with_a_budget_other_limits_are_not_asked(rng: random.Random) -> None:
+    tight = Limits(answers=1, answer_burst=1, special=1, special_burst=1)
+    responder = lean(rng, budget=ByteBudget(0, 0, entropy=rng.randbytes), limits=tight)
+    alone = Endpoint(A_P, A_P)
+    for octets in (encode(request()), encode(request((PADDING, bytes(9)))), encode(request())):
+        for _ in range(5):
+            assert isinstance(ask(responder, alone, octets), Transmit)
+            assert responder.bare(encode(request()), packed(CLIENT), 0)
+
+
+def test_without_a_budget_bare_requests_count_as_answers(rng: random.Random) -> None:
+    responder = lean(rng, limits=Limits(answers=10, answer_burst=20))
+    octets = encode(request())
+    outcomes = [responder.bare(octets, packed(CLIENT), 0) for _ in range(25)]
+    assert [len(outcome or b"") for outcome in outcomes] == [32] * 20 + [0] * 5
+    assert outcomes[20:] == [b""] * 5
+    assert ask(responder, Endpoint(A_P, A_P), octets) is DropReason.RATE_LIMITED

@@ -5,7 +5,6 @@ Every scenario is a machine that both drivers run, so neither can do what the ot
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import os
@@ -13,16 +12,13 @@ import socket
 import ssl
 import sys
 import threading
-import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from stun import aio, blocking, sockets, tcp, udp
+from stun import streams, tcp, udp
 from stun.errors import UsageError
 from stun.sansio import (
     MILLISECOND,
@@ -34,137 +30,22 @@ from stun.sansio import (
     Closed,
     Connected,
     Dial,
-    Handle,
     Instant,
     Listen,
     Opened,
     OpenUdp,
-    Output,
     Received,
     Shut,
-    SocketEvent,
     Transmit,
     Undeliverable,
     Write,
 )
-from tools.certificate import write_self_signed
+from tools.driving import PATIENCE, Recorder, Runner, Told
 
 LOCALHOST = "127.0.0.1"
 ANY = Address(LOCALHOST, 0)
 ANY6 = Address("::1", 0)
-PATIENCE = 10.0
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="a Linux socket option")
-
-Told = Received | SocketEvent
-
-
-@dataclass
-class Recorder:
-    """A machine that orders what a test tells it, and remembers what it was told."""
-
-    react: Callable[[Recorder, Told], None] = lambda machine, event: None
-    queue: deque[Output | str] = field(default_factory=deque)
-    heard: list[Told] = field(default_factory=list)
-    deadlines: list[Instant] = field(default_factory=list)
-    due: Instant | None = None
-    at: Instant = 0
-
-    def order(self, *outputs: Output | str) -> Recorder:
-        self.queue.extend(outputs)
-        return self
-
-    def take(self, event: Told, now: Instant) -> None:
-        assert now >= self.at, "time went backwards"
-        assert not self.queue, "the queue was not drained before the next call"
-        self.at = now
-        self.heard.append(event)
-        self.react(self, event)
-
-    receive = on_socket = take
-
-    def on_deadline(self, now: Instant) -> None:
-        assert now >= self.at, "time went backwards"
-        self.at = now
-        if self.due is not None and now >= self.due:
-            self.deadlines.append(now)
-            self.due = None
-
-    def poll(self) -> Output | str | None:
-        return self.queue.popleft() if self.queue else None
-
-    def deadline(self) -> Instant | None:
-        return self.due
-
-    def all(self, kind: type, handle: Handle | None = None) -> list[Any]:
-        return [
-            event
-            for event in self.heard
-            if type(event) is kind and (handle is None or getattr(event, "handle", None) == handle)
-        ]
-
-    def one(self, kind: type, handle: Handle | None = None) -> Any:
-        (event,) = self.all(kind, handle)
-        return event
-
-    def bytes_on(self, handle: Handle) -> bytes:
-        return b"".join(event.data for event in self.all(Arrived, handle))
-
-
-class Runner:
-    """Runs a machine under one of the drivers until a condition holds."""
-
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
-        self.told: list[str] = []
-        self.counters: dict[str, int] = {}
-        self.driver: Any = None
-
-    def __call__(
-        self,
-        machine: Recorder,
-        done: Callable[[], object],
-        *,
-        begin: Callable[[Instant], None] = lambda now: None,
-        timeout: float = PATIENCE,
-        **options: Any,
-    ) -> None:
-        if self.kind == "blocking":
-            with blocking.Driver(machine, on_event=self.told.append, **options) as driver:
-                self.driver = driver
-                begin(driver.now())
-                finished = driver.run_until(lambda: bool(done()), timeout)
-                self.counters = dict(driver.counters)
-        else:
-            finished = asyncio.run(self._aio(machine, done, begin, timeout, options))
-        assert finished, machine.heard
-
-    async def _aio(
-        self,
-        machine: Recorder,
-        done: Callable[[], object],
-        begin: Callable[[Instant], None],
-        patience: float,
-        options: dict[str, Any],
-    ) -> bool:
-        driver = self.driver = aio.Driver(machine, on_event=self.told.append, **options)
-        async with driver:
-            begin(driver.now())
-            driver.flush()
-            end = time.monotonic() + patience
-            while not done() and time.monotonic() < end:
-                await asyncio.sleep(0.001)
-                driver.flush()
-            self.counters = dict(driver.counters)
-            return bool(done())
-
-
-@pytest.fixture(params=["aio", "blocking"])
-def run(request: pytest.FixtureRequest) -> Iterator[Runner]:
-    folder = Path("/proc/self/fd")
-    before = len(list(folder.iterdir())) if folder.exists() else 0
-    yield Runner(request.param)
-    if folder.exists():
-        assert len(list(folder.iterdir())) <= before, "descriptors were left open"
 
 
 @contextlib.contextmanager
@@ -480,7 +361,7 @@ def test_a_large_write_arrives_whole_though_it_is_shut_at_once(run: Runner) -> N
 def test_a_shut_stream_gives_up_on_its_last_bytes_in_time(
     run: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sockets, "LINGER", 30 * MILLISECOND)
+    monkeypatch.setattr(streams, "LINGER", 30 * MILLISECOND)
     monkeypatch.setattr(tcp.Stream, "_send", lambda stream, data: 0)
 
     def react(machine: Recorder, event: Told) -> None:
@@ -553,7 +434,7 @@ def test_an_answer_reaches_a_peer_that_has_shut_its_writing_side(run: Runner) ->
             case Opened(1, address):
                 machine.order(Dial(2, ANY, address))
             case Connected(2):
-                stream = run.driver._sockets._streams[2]
+                stream = run.driver._sockets.streams._streams[2]
                 stream.write(b"question")
                 stream.sock.shutdown(socket.SHUT_WR)
             case Arrived(handle) if handle < 0:
@@ -592,7 +473,7 @@ def test_three_hundred_sockets_open_and_close_quickly(run: Runner) -> None:
 def test_a_listener_rests_while_descriptors_are_short(
     run: Runner, monkeypatch: pytest.MonkeyPatch, pause: Instant, accepted: int
 ) -> None:
-    monkeypatch.setattr(sockets, "ACCEPT_PAUSE", pause)
+    monkeypatch.setattr(streams, "ACCEPT_PAUSE", pause)
     real, tried = tcp.Listener.accept, []
 
     def accept(listener: tcp.Listener) -> Any:
@@ -723,13 +604,6 @@ def test_a_peer_that_asks_and_does_not_read_is_held_back(run: Runner) -> None:
 # TLS. ---------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A self-signed certificate for ``stun.example``, with its key in the same file."""
-    path = tmp_path_factory.mktemp("tls") / "stun.example.pem"
-    return write_self_signed(path, "stun.example")
-
-
 def server_context(certificate: Path) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
@@ -828,7 +702,7 @@ def test_plain_bytes_at_a_tls_port_are_counted_and_nothing_is_accepted(
 def test_a_tls_handshake_that_never_ends_is_given_up(
     run: Runner, certificate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sockets, "HANDSHAKE", 30 * MILLISECOND)
+    monkeypatch.setattr(streams, "HANDSHAKE", 30 * MILLISECOND)
     port = free_tcp_port()
 
     def react(machine: Recorder, event: Told) -> None:
@@ -843,7 +717,7 @@ def test_a_tls_handshake_that_never_ends_is_given_up(
 def test_many_tls_handshakes_at_once_and_the_oldest_gives_way(
     run: Runner, certificate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sockets, "HANDSHAKES", 2)
+    monkeypatch.setattr(streams, "HANDSHAKES", 2)
     port = free_tcp_port()
 
     def react(machine: Recorder, event: Told) -> None:

@@ -105,7 +105,7 @@ def test_a_closed_stream_says_so(pair: tuple[Stream, socket.socket]) -> None:
 
 
 def test_nothing_to_accept() -> None:
-    listener = Listener(1, ANY, silent=False, tls=None)
+    listener = Listener(1, ANY)
     try:
         assert listener.accept() is None
     finally:
@@ -113,7 +113,7 @@ def test_nothing_to_accept() -> None:
 
 
 def test_an_accepted_connection_knows_both_ends() -> None:
-    listener = Listener(1, ANY, silent=False, tls=None)
+    listener = Listener(1, ANY)
     try:
         with socket.create_connection(listener.local) as caller:
             found = listener.accept()
