@@ -18,10 +18,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Hashable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias
 
 from stun.attributes import (
+    ACCESS_TOKEN,
     BY_CODE,
     ERROR_CODE,
     MESSAGE_INTEGRITY,
@@ -30,6 +31,7 @@ from stun.attributes import (
     PASSWORD_ALGORITHM,
     PASSWORD_ALGORITHMS,
     REALM,
+    THIRD_PARTY_AUTHORIZATION,
     USERHASH,
     USERNAME,
     Algorithm,
@@ -38,10 +40,12 @@ from stun.attributes import (
 from stun.attributes.address import XorAddress
 from stun.codec import encode
 from stun.credentials import (
+    COTURN_MAC_KEY,
     Integrity,
     LongTerm,
     Profile,
     ShortTerm,
+    ThirdParty,
     check_username,
     userhash,
 )
@@ -49,10 +53,21 @@ from stun.errors import DecodeError, DropReason, ErrorResponse, TransactionError
 from stun.integrity import check_integrity, check_integrity_sha256
 from stun.message import Message
 from stun.nonce import parse_cookie
-from stun.registry import ErrorCode, PasswordAlgorithm, SecurityFeature
+from stun.registry import ErrorCode, Method, PasswordAlgorithm, SecurityFeature
 from stun.strings import StringError
 
-Credentials: TypeAlias = ShortTerm | LongTerm
+Credentials: TypeAlias = ShortTerm | LongTerm | ThirdParty
+
+_WITHOUT_TOKEN = frozenset(
+    {
+        Method.CREATE_PERMISSION,
+        Method.CHANNEL_BIND,
+        Method.CONNECT,
+        Method.CONNECTION_BIND,
+    }
+)
+"""RFC 7635 section 9: "The TURN client MUST include the ACCESS-TOKEN attribute only in Allocate and
+Refresh requests"; beside those of TURN only Binding has a use for it."""
 
 MAX_CHALLENGES = 4
 """Challenges that one request answers before it gives up: one for the realm and three stale nonces.
@@ -295,7 +310,11 @@ class Challenge:
 
 
 class LongTermGuard:
-    """Section 9.2: the server challenges, the client answers."""
+    """Section 9.2: the server challenges, the client answers.
+
+    With :class:`stun.credentials.ThirdParty` the key comes with an access token, which goes along,
+    instead of from a password (RFC 7635 section 5).
+    """
 
     __slots__ = ("_answered", "_challenge", "_credentials", "_server", "_sessions")
 
@@ -303,7 +322,7 @@ class LongTermGuard:
         self,
         sessions: Sessions,
         server: Hashable,
-        credentials: LongTerm,
+        credentials: LongTerm | ThirdParty,
         challenge: Challenge | None,
     ) -> None:
         self._sessions = sessions
@@ -324,6 +343,8 @@ class LongTermGuard:
             message.add(USERNAME, challenge.username)
         message.attributes.append((REALM.code, challenge.realm))
         message.attributes.append((NONCE.code, challenge.nonce))
+        if isinstance(self._credentials, ThirdParty) and message.method not in _WITHOUT_TOKEN:
+            message.attributes.append((ACCESS_TOKEN.code, self._credentials.token))
         if challenge.algorithms is None:
             return encode(message, key=challenge.key, fingerprint=fingerprint)
         # Section 9.2.3.2 leaves PASSWORD-ALGORITHMS out of later requests, but 9.2.4 answers 400
@@ -378,14 +399,27 @@ class LongTermGuard:
                 and new.realm == old.realm
                 and new.anonymous == old.anonymous
             ):
+                if isinstance(self._credentials, ThirdParty) and len(old.key) > COTURN_MAC_KEY:
+                    return self._answer(replace(new, key=old.key[:COTURN_MAC_KEY]))
                 # "The client MUST NOT perform this retry if it is not changing the USERNAME,
                 # USERHASH, REALM, or its associated password from the previous attempt."
-                return refuse("the server does not accept this username and password")
+                return refuse(self._not_accepted(response))
         if self._answered >= MAX_CHALLENGES:
             return refuse(f"{MAX_CHALLENGES} challenges were answered and another one came")
+        return self._answer(new)
+
+    def _answer(self, challenge: Challenge) -> Retry:
         self._answered += 1
-        self._challenge = new
+        self._challenge = challenge
         return Retry()
+
+    def _not_accepted(self, response: Message) -> str:
+        if isinstance(self._credentials, LongTerm):
+            return "the server does not accept this username and password"
+        server = response.get(THIRD_PARTY_AUTHORIZATION)
+        if server is None:
+            return "the server takes no access tokens"
+        return f"the server does not accept this access token; it takes those made for {server!r}"
 
     def _read_challenge(self, response: Message) -> Challenge:
         realm = response.get(REALM)
@@ -400,7 +434,8 @@ class LongTermGuard:
             raise _Unanswerable("the challenge has no REALM")
         if nonce is None:
             raise _Unanswerable("the challenge has no NONCE")
-        if self._credentials.realm is not None and realm != self._credentials.realm:
+        credentials = self._credentials
+        if isinstance(credentials, LongTerm) and credentials.realm not in (None, realm):
             raise _Unanswerable(f"the credentials are not for the realm {realm!r}")
         features = parse_cookie(nonce)
         offered = response.get(PASSWORD_ALGORITHMS)
@@ -418,16 +453,29 @@ class LongTermGuard:
         # Who sends the cookie keeps to RFC 8489; see the text of stun.credentials.
         profile = Profile.SASLPREP if features is None else Profile.OPAQUE_STRING
         anonymous = features is not None and SecurityFeature.USERNAME_ANONYMITY in features
+        algorithms = _raw(response, PASSWORD_ALGORITHMS)
+        if isinstance(credentials, ThirdParty):
+            # USERNAME names a key of the authorization server, not a person: no USERHASH.
+            return Challenge(
+                raw_realm,
+                nonce,
+                algorithms,
+                algorithm,
+                anonymous=False,
+                username=credentials.kid,
+                userhash=b"",
+                key=credentials.mac_key if old is None else old.key,
+            )
         try:
             return Challenge(
                 raw_realm,
                 nonce,
-                _raw(response, PASSWORD_ALGORITHMS),
+                algorithms,
                 algorithm,
                 anonymous,
-                check_username(self._credentials.username, profile),
-                userhash(self._credentials.username, realm) if anonymous else b"",
-                self._credentials.key(realm, algorithm.number, profile=profile),
+                check_username(credentials.username, profile),
+                userhash(credentials.username, realm) if anonymous else b"",
+                credentials.key(realm, algorithm.number, profile=profile),
             )
         except StringError as wrong:
             raise _Unanswerable(str(wrong)) from None

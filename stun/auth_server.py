@@ -4,24 +4,36 @@
 (:mod:`stun.nonce`), so a flood of requests without credentials costs no memory.  It is asked for
 each request::
 
-    outcome = authenticator.validate(request, source, now)
-    if isinstance(outcome, Rejected):
-        send(outcome.response(request))
-    else:
-        send(outcome.seal(response))
+    match authenticator.validate(request, source, now):
+        case Accepted() as accepted:
+            send(accepted.seal(response))
+        case Rejected() as rejected:
+            send(rejected.response(request))
+        case Deferred() as deferred:
+            ...  # ask whoever knows, fill the store, and validate the same request again
 
-Users come from a :class:`UserStore`: a table (:class:`StaticUsers`), time-limited credentials that
-a web service hands out (:class:`RestUsers`), several of them (:class:`AnyOf`), or one's own.
+Users come from a :class:`stun.users.UserStore`.
+
+What takes how long.  The keys of the users who proved themselves last are kept, so their next
+request costs two HMACs: of its proof and of its nonce.  Only a proof that holds puts a key there,
+so who has no credentials leaves nothing behind.  A proof that does not hold always pays for making
+a key, whether the user is known, was seen before, or does not exist: the time that a refusal takes
+tells nobody who is a user.
+
+With ``tokens`` a client may come with an access token of RFC 7635 in the place of a password; see
+:mod:`stun.oauth`.
 """
 
 from __future__ import annotations
 
-import hmac
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from functools import lru_cache
+from typing import TYPE_CHECKING, TypeAlias
 
 from stun.attributes import (
+    ACCESS_TOKEN,
     ERROR_CODE,
     MESSAGE_INTEGRITY,
     MESSAGE_INTEGRITY_SHA256,
@@ -29,172 +41,124 @@ from stun.attributes import (
     PASSWORD_ALGORITHM,
     PASSWORD_ALGORITHMS,
     REALM,
+    THIRD_PARTY_AUTHORIZATION,
+    UNKNOWN_ATTRIBUTES,
     USERHASH,
     USERNAME,
     Algorithm,
 )
 from stun.codec import encode
-from stun.credentials import (
-    SUPPORTED_ALGORITHMS,
-    Integrity,
-    Profile,
-    long_term_key,
-    rest_expiry,
-    rest_password,
-    userhash,
-)
-from stun.errors import DecodeError, UsageError
+from stun.credentials import COTURN_MAC_KEY, SUPPORTED_ALGORITHMS, Integrity
+from stun.errors import DecodeError, StunError
 from stun.integrity import check_integrity, check_integrity_sha256
+from stun.mac import hmac_sha256
 from stun.message import Message
-from stun.nonce import NonceMaker, NonceState, parse_cookie
+from stun.nonce import COOKIE_LENGTH, NonceMaker, NonceState, nonce_cookie, parse_cookie
 from stun.registry import ErrorCode, PasswordAlgorithm, SecurityFeature
 from stun.sansio import SECOND, Address, Instant
-from stun.strings import StringError
+from stun.users import (
+    AnyOf,
+    Gap,
+    Password,
+    RestUsers,
+    Secret,
+    SharedSecret,
+    StaticUsers,
+    StoredKeys,
+    UserStore,
+)
+
+if TYPE_CHECKING:
+    # Not at run time: it loads the cryptography library, which most servers do without.
+    from stun.oauth import Tokens
+
+__all__ = [
+    "Accepted",
+    "AnyOf",
+    "Authenticator",
+    "Deferred",
+    "Gap",
+    "Outcome",
+    "Password",
+    "Rejected",
+    "RestUsers",
+    "Secret",
+    "SharedSecret",
+    "StaticUsers",
+    "StoredKeys",
+    "UserStore",
+]
+
+KEYS_KEPT = 4096
+"""Of how many users, at most, an :class:`Authenticator` keeps the keys."""
+
+_ACCESS_TOKEN = ACCESS_TOKEN.code
+_ALGORITHM = PASSWORD_ALGORITHM.code
+_ALGORITHMS = PASSWORD_ALGORITHMS.code
+_MI = MESSAGE_INTEGRITY.code
+_MI_SHA256 = MESSAGE_INTEGRITY_SHA256.code
+_NONCE = NONCE.code
+_REALM = REALM.code
+_USERHASH = USERHASH.code
+_USERNAME = USERNAME.code
+_MD5 = PasswordAlgorithm.MD5
+_SHA1_PROOF, _SHA256_PROOF = Integrity.SHA1, Integrity.SHA256
+_UNAUTHENTICATED, _STALE_NONCE = ErrorCode.UNAUTHENTICATED, ErrorCode.STALE_NONCE
 
 
-@dataclass(frozen=True, slots=True)
-class Password:
-    """A user's password in plain text: any key can be made from it."""
-
-    text: str = field(repr=False)
-
-    def keys(self, username: str, realm: str, algorithm: int, *, modern: bool) -> list[bytes]:
-        """Return the keys that the client may have derived.
-
-        ``modern``: it announced itself as RFC 8489, so it used OpaqueString; otherwise it may have
-        used SASLprep as well.
-        """
-        profiles = (Profile.OPAQUE_STRING,) if modern else tuple(Profile)
-        keys: list[bytes] = []
-        for profile in profiles:
-            try:
-                key = long_term_key(username, realm, self.text, algorithm, profile=profile)
-            except StringError:
-                continue
-            if key not in keys:
-                keys.append(key)
-        return keys
+def _session_keys(mac_key: bytes) -> tuple[bytes, ...]:
+    """Return what clients may prove a request with who have this session key."""
+    if len(mac_key) <= COTURN_MAC_KEY:
+        return (mac_key,)
+    return mac_key, mac_key[:COTURN_MAC_KEY]
 
 
-@dataclass(frozen=True, slots=True)
-class StoredKeys:
-    """The keys instead of the password, for databases that never had it (section 9.2.2, "H(A1)").
-
-    They are bound to the realm they were made for.
-    """
-
-    md5: bytes | None = field(default=None, repr=False)
-    sha256: bytes | None = field(default=None, repr=False)
-
-    def keys(self, username: str, realm: str, algorithm: int, *, modern: bool) -> list[bytes]:
-        """Return the key for the algorithm, if it is stored."""
-        del username, realm, modern
-        key = self.md5 if algorithm == PasswordAlgorithm.MD5 else self.sha256
-        return [] if key is None else [key]
+_Check: TypeAlias = Callable[[Message, bytes], bool | None]
 
 
-Secret: TypeAlias = Password | StoredKeys
-
-
-class UserStore(Protocol):
-    """Where the users are.  Both methods are asked for each request, so they must not block."""
-
-    def secrets(self, username: str, unix_time: int) -> Sequence[Secret]:
-        """Return what ``username`` may have proved itself with; empty when there is no such user.
-
-        ``unix_time``: seconds since 1970.
-        """
-        ...
-
-    def by_userhash(self, value: bytes) -> str | None:
-        """Return the username whose USERHASH this is."""
-        ...
-
-
-class StaticUsers:
-    """A table of users, for one realm.  Values are passwords or :class:`StoredKeys`."""
-
-    __slots__ = ("_by_hash", "_secrets")
-
-    def __init__(self, users: Mapping[str, str | StoredKeys], realm: str) -> None:
-        self._secrets: dict[str, Secret] = {}
-        self._by_hash: dict[bytes, str] = {}
-        for name, value in users.items():
-            # Clients of RFC 8489 and of RFC 5389 may write the same name differently.
-            for profile in Profile:
-                try:
-                    prepared = profile.prepare(name)
-                except StringError:
-                    continue
-                self._secrets[prepared] = Password(value) if isinstance(value, str) else value
-            try:
-                self._by_hash[userhash(name, realm)] = Profile.OPAQUE_STRING.prepare(name)
-            except StringError:
-                continue
-
-    def secrets(self, username: str, unix_time: int) -> Sequence[Secret]:
-        """Return the user's password or keys."""
-        del unix_time
-        secret = self._secrets.get(username)
-        return () if secret is None else (secret,)
-
-    def by_userhash(self, value: bytes) -> str | None:
-        """Return the username whose USERHASH this is."""
-        return self._by_hash.get(value)
-
-
-class RestUsers:
-    """Time-limited credentials (draft-uberti-behave-turn-rest-00): secrets instead of users.
-
-    Several secrets allow one to be replaced while credentials made with it are still out.  Their
-    users cannot be found by USERHASH, since there is no list of them.
-    """
-
-    __slots__ = ("_keys",)
-
-    def __init__(self, secrets: Sequence[str | bytes]) -> None:
-        if not secrets:
-            raise UsageError("time-limited credentials need a secret")
-        self._keys = tuple(secrets)
-
-    def secrets(self, username: str, unix_time: int) -> Sequence[Secret]:
-        """Return the password for each secret, nothing once the time in the username is over."""
-        expires = rest_expiry(username)
-        if expires is None or expires < unix_time:
-            return ()
-        return [Password(rest_password(key, username)) for key in self._keys]
-
-    def by_userhash(self, value: bytes) -> None:
-        """Return ``None``: a hash does not lead back to a name that is not on a list."""
-        del value
-
-
-class AnyOf:
-    """Users of several stores; whichever knows the name."""
-
-    __slots__ = ("_stores",)
-
-    def __init__(self, *stores: UserStore) -> None:
-        self._stores = stores
-
-    def secrets(self, username: str, unix_time: int) -> Sequence[Secret]:
-        """Return what any of the stores has."""
-        return [secret for store in self._stores for secret in store.secrets(username, unix_time)]
-
-    def by_userhash(self, value: bytes) -> str | None:
-        """Return the username from the first store that knows the hash."""
-        found = (store.by_userhash(value) for store in self._stores)
-        return next((name for name in found if name is not None), None)
+@lru_cache(64)
+def _has_algorithms(cookie: bytes) -> bool:
+    """Whether a nonce that starts like this says that PASSWORD-ALGORITHMS was offered."""
+    features = parse_cookie(cookie)
+    return features is not None and SecurityFeature.PASSWORD_ALGORITHMS in features
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The request is authentic.  ``key`` seals the response."""
+    """The request is authentic.  ``key`` seals the response.
+
+    ``token``: names the access token that proved it; empty for a password.
+    ``expires``: when that token ends, and with it whatever it was good for: "The lifetime provided
+    by the TURN server in the Allocate and Refresh responses MUST be less than or equal to the
+    lifetime of the token" (RFC 7635 section 9).
+    """
 
     username: str
     key: bytes = field(repr=False)
     algorithm: PasswordAlgorithm
     integrity: Integrity
+    token: str = ""
+    expires: Instant | None = None
+
+    @property
+    def account(self) -> str:
+        """Whom quotas are counted for.
+
+        All clients of an authorization server have its key's name for a username, so with a token
+        it is the username and the token.
+        """
+        return f"{self.username} {self.token}" if self.token else self.username
+
+    def may_use(self, username: str, session: Accepted | None) -> bool:
+        """Whether whoever this is may go on with what ``username`` began.
+
+        ``session``: as what that was last accepted, if it was with an access token.  "All requests
+        after the initial Allocate must use the same username" (RFC 8656 section 5); but with tokens
+        the username names a key, and "The client MUST use the new token to refresh existing
+        allocations" (RFC 7635 section 9), which may be one of the authorization server's next key.
+        """
+        both = bool(self.token) and session is not None and bool(session.token)
+        return self.username == username or both
 
     def seal(self, response: Message, *, fingerprint: bool = False) -> bytes:
         """Return the response's octets with the proof that the client expects."""
@@ -213,7 +177,7 @@ class Rejected:
     code: ErrorCode
     reason: str
     attributes: tuple[tuple[int, bytes], ...] = ()
-    detail: str = ""
+    detail: str = field(default="", compare=False)
     """For the server's log, never for the client."""
 
     def response(self, request: Message) -> Message:
@@ -226,6 +190,20 @@ class Rejected:
         return response
 
 
+@dataclass(frozen=True, slots=True)
+class Deferred:
+    """The store must ask; when it has been filled, the same request is validated again.
+
+    ``userhash`` is set, and ``username`` empty, where only the hash is known.
+    """
+
+    username: str
+    userhash: bytes | None = None
+
+
+Outcome: TypeAlias = Accepted | Rejected | Deferred
+
+
 class Authenticator:
     """Decides about requests by section 9.2.4, in its order.
 
@@ -233,9 +211,10 @@ class Authenticator:
     speaks like RFC 5389 (no cookie, MD5 and SHA-1 only), with the shortest challenge.
     ``anonymous``: ask for USERHASH instead of USERNAME; the users must be known by name.
     ``reason``: the reason phrase; ``""`` leaves it out, for a 401 that gives nothing to amplify
-    (84 octets with a realm of 16 and no algorithms); ``None`` for the registry's.
+    (see :attr:`challenge_size`); ``None`` for the registry's.
     ``unix_epoch``: seconds since 1970 at Instant 0 of the driver's clock, with which every server
     of a fleet reads the same time; :meth:`set_clock` corrects it later.
+    ``tokens``: take access tokens (RFC 7635), too.
     """
 
     def __init__(
@@ -248,29 +227,55 @@ class Authenticator:
         anonymous: bool = False,
         reason: str | None = None,
         unix_epoch: int = 0,
+        tokens: Tokens | None = None,
     ) -> None:
         self._realm = realm
         self._users = users
         self._nonces = nonces
         self._reason = reason
         self._epoch = unix_epoch
+        self._tokens = tokens
         self._offered = tuple(Algorithm(int(number)) for number in algorithms)
         features = set()
         if self._offered:
             features.add(SecurityFeature.PASSWORD_ALGORITHMS)
         if anonymous:
             features.add(SecurityFeature.USERNAME_ANONYMITY)
-        self._features = frozenset(features)
+        self._cookie = nonce_cookie(features)
         unused = bytes(12)
-        self._realm_octets = REALM.pack(realm, unused)
+        self._realm_octets = (REALM.code, REALM.pack(realm, unused))
         self._offer_octets = PASSWORD_ALGORITHMS.pack(self._offered, unused)
+        # As nearly all clients write what they chose, so that it need not be taken apart.
+        self._choices = {
+            PASSWORD_ALGORITHM.pack(one, unused): PasswordAlgorithm.make(one.number)
+            for one in self._offered
+        }
+        after_nonce = []
+        if self._offered:
+            after_nonce.append((_ALGORITHMS, self._offer_octets))
+        self._after_nonce = tuple(after_nonce)
+        if tokens is not None:
+            server = THIRD_PARTY_AUTHORIZATION.pack(tokens.server_name, unused)
+            after_nonce.append((THIRD_PARTY_AUTHORIZATION.code, server))
+        self._after_first_nonce = tuple(after_nonce)
         # What a request of an unknown user is measured against, so that it takes as long.
-        self._no_key = hmac.digest(nonces.secrets[0], b"no such user", "sha256")
+        self._decoy = Password(hmac_sha256(nonces.secrets[0], b"no such user").hex())
+        self._proven: OrderedDict[tuple[str, int, bool], tuple[Secret, bytes]] = OrderedDict()
 
     @property
     def realm(self) -> str:
         """The realm."""
         return self._realm
+
+    @property
+    def challenge_size(self) -> int:
+        """Octets of a 401 to a request without credentials, before any SOFTWARE or FINGERPRINT.
+
+        With no reason phrase and PASSWORD-ALGORITHMS 76 and the realm, padded to four octets; with
+        access tokens 4 and the server's name, padded, in addition.
+        """
+        rejected = self.challenge(Address("0.0.0.0", 0), 0)  # noqa: S104  (bound to nothing)
+        return len(encode(rejected.response(Message.request(0, bytes(12)))))
 
     def set_clock(self, unix_time: int, now: Instant) -> None:
         """Say what time it is: seconds since 1970 at ``now``."""
@@ -280,14 +285,19 @@ class Authenticator:
         return self._epoch + now // SECOND
 
     def challenge(
-        self, source: Address, now: Instant, code: ErrorCode = ErrorCode.UNAUTHENTICATED
+        self,
+        source: Address,
+        now: Instant,
+        code: ErrorCode = ErrorCode.UNAUTHENTICATED,
+        detail: str = "",
     ) -> Rejected:
         """Return the 401 or 438 that hands ``source`` a fresh nonce."""
-        nonce = self._nonces.make(source, self._unix_time(now), self._features)
-        attributes = [(REALM.code, self._realm_octets), (NONCE.code, nonce)]
-        if self._offered:
-            attributes.append((PASSWORD_ALGORITHMS.code, self._offer_octets))
-        return Rejected(code, self._phrase(code), tuple(attributes))
+        nonce = self._nonces.make_with(self._cookie, source, self._unix_time(now))
+        # RFC 7635 section 3 has THIRD-PARTY-AUTHORIZATION in a 401; who gets a 438 has chosen.
+        rest = self._after_nonce if code is _STALE_NONCE else self._after_first_nonce
+        attributes = (self._realm_octets, (_NONCE, nonce), *rest)
+        phrase = self._phrase(code) if self._reason is None else self._reason
+        return Rejected(code, phrase, attributes, detail)
 
     def _phrase(self, code: ErrorCode) -> str:
         return code.label if self._reason is None else self._reason
@@ -296,50 +306,144 @@ class Authenticator:
         code = ErrorCode.BAD_REQUEST
         return Rejected(code, self._phrase(code), detail=detail)
 
-    def validate(self, request: Message, source: Address, now: Instant) -> Accepted | Rejected:
+    def validate(
+        self, request: Message, source: Address, now: Instant, session: Accepted | None = None
+    ) -> Outcome:
         """Decide about a received request (``request.wire`` is what the proof covers).
+
+        ``session``: as what the client's allocation was last accepted, if it has one.  Clients
+        send their token "only in Allocate and Refresh requests" (RFC 7635 section 9): what lies
+        between them is proved with the key of that one.
 
         Never raises on what the request holds.
         """
         try:
-            return self._validate(request, source, now)
+            return self._validate(request, source, now, session)
         except DecodeError as error:
             return self._bad_request(str(error))
 
-    def _validate(self, request: Message, source: Address, now: Instant) -> Accepted | Rejected:
-        sha256 = request.has(MESSAGE_INTEGRITY_SHA256)
-        if not sha256 and not request.has(MESSAGE_INTEGRITY):
+    def _validate(
+        self, request: Message, source: Address, now: Instant, session: Accepted | None
+    ) -> Outcome:
+        # "only the first occurrence needs to be processed" (section 14), so it is put in last.
+        found = dict(reversed(request.attributes))
+        sha256 = _MI_SHA256 in found
+        if not sha256 and _MI not in found:
             return self.challenge(source, now)
-        name = request.get(USERNAME)
-        hashed = request.get(USERHASH)
-        nonce = request.get(NONCE)
-        if (name is None and hashed is None) or nonce is None or not request.has(REALM):
+        named, nonce = found.get(_USERNAME), found.get(_NONCE)
+        if (named is None and _USERHASH not in found) or nonce is None or _REALM not in found:
             return self._bad_request("USERNAME or USERHASH, REALM or NONCE is missing")
-        algorithm, modern = PasswordAlgorithm.MD5, False
-        features = parse_cookie(nonce) or frozenset()
-        if SecurityFeature.PASSWORD_ALGORITHMS in features:
-            chosen = request.get(PASSWORD_ALGORITHM)
-            listed = request.get(PASSWORD_ALGORITHMS)
-            if chosen is not None or listed is not None:
+        algorithm, modern = _MD5, False
+        if _has_algorithms(nonce[:COOKIE_LENGTH]):
+            echoed, number = found.get(_ALGORITHMS), self._choices.get(found.get(_ALGORITHM, b""))
+            if number is not None and echoed == self._offer_octets:
+                algorithm, modern = number, True
+            elif echoed is not None or _ALGORITHM in found:
+                chosen = request.get(PASSWORD_ALGORITHM)
+                listed = request.get(PASSWORD_ALGORITHMS)
                 # "PASSWORD-ALGORITHMS matches the value sent in the response that sent this
                 # NONCE": whoever took an algorithm out of our offer shows here.
                 if listed != self._offered or chosen not in self._offered:
                     return self._bad_request("PASSWORD-ALGORITHMS is not what was offered")
                 algorithm, modern = PasswordAlgorithm.make(chosen.number), True
-        unix_time = self._unix_time(now)
-        if name is None and hashed is not None:
-            name = self._users.by_userhash(hashed)
-        candidates: list[bytes] = []
-        if name is not None:
-            for secret in self._users.secrets(name, unix_time):
-                candidates += secret.keys(name, self._realm, algorithm, modern=modern)
         check = check_integrity_sha256 if sha256 else check_integrity
-        key = next((key for key in candidates or [self._no_key] if check(request, key)), None)
-        if key is None or name is None or not candidates:
-            return self.challenge(source, now)
+        unix_time = self._unix_time(now)
+        name: str | Gap | None
+        key: bytes | Gap | None
+        token, expires, detail = "", None, "no such user, or another password"
+        if named is not None:
+            name = USERNAME.from_octets(named)
+        else:
+            hashed = USERHASH.from_octets(found[_USERHASH])
+            name = self._users.by_userhash(hashed, unix_time)
+        if _ACCESS_TOKEN in found:
+            if self._tokens is None:
+                return self._unexpected_token(request)
+            if not isinstance(name, str):
+                return self._bad_request("an access token needs USERNAME, the name of its key")
+            try:
+                grant = self._tokens.redeem(name, found[_ACCESS_TOKEN], unix_time)
+            except StunError as refused:
+                return self.challenge(source, now, detail=str(refused))
+            key = next((k for k in _session_keys(grant.mac_key) if check(request, k)), None)
+            token, expires = grant.name, now + (grant.expires - unix_time) * SECOND
+            detail = "the proof was not made with the key of its access token"
+        elif session is not None and session.token and session.username == name:
+            token, expires = session.token, session.expires
+            if expires is not None and expires <= now:
+                return self.challenge(source, now, detail="the access token has expired")
+            key = session.key if check(request, session.key) else None
+            detail = "the proof was not made with the key of the last access token"
+        elif isinstance(name, Gap):
+            key = name
+        else:
+            key = self._find_key(request, check, name, (algorithm, modern), unix_time)
+        if key is None:
+            return self.challenge(source, now, detail=detail)
         if self._nonces.check(nonce, source, unix_time) is not NonceState.VALID:
-            return self.challenge(source, now, ErrorCode.STALE_NONCE)
+            return self.challenge(source, now, _STALE_NONCE)
+        if isinstance(key, Gap):
+            # Only here, behind the nonce: who has one of ours is really at its address, so nobody
+            # can have the database asked in a stranger's name.
+            return self._unanswered(key, name, found)
+        assert isinstance(name, str), "a key was found without a user"
         # "the MESSAGE-INTEGRITY-SHA256 attribute [...] unless the request was processed as though
         # PASSWORD-ALGORITHM was MD5 (because the request contained neither)".
-        integrity = Integrity.SHA256 if modern else Integrity.SHA1
-        return Accepted(name, key, algorithm, integrity)
+        integrity = _SHA256_PROOF if modern else _SHA1_PROOF
+        return Accepted(name, key, algorithm, integrity, token, expires)
+
+    def _find_key(
+        self,
+        request: Message,
+        check: _Check,
+        name: str | None,
+        kind: tuple[PasswordAlgorithm, bool],
+        unix_time: int,
+    ) -> bytes | Gap | None:
+        """Return the key that the request was proved with, if it is one of the user's."""
+        algorithm, modern = kind
+        secrets = () if name is None else self._users.secrets(name, unix_time)
+        name = name or ""
+        place = (name, algorithm, modern)
+        known = self._proven.get(place)
+        # The store was asked first: whose password was changed is not let in by an old key.
+        if known is not None and known[0] in secrets and check(request, known[1]):
+            self._proven.move_to_end(place)
+            return known[1]
+        gap = None
+        derived = False
+        for secret in secrets:
+            if isinstance(secret, Gap):
+                gap = secret if gap is None else Gap.NOT_YET
+                continue
+            for key in secret.keys(name, self._realm, algorithm, modern=modern):
+                if check(request, key):
+                    self._keep(place, secret, key)
+                    return key
+            derived = derived or not isinstance(secret, StoredKeys)
+        if not derived:
+            # As long as for a user who has a password.
+            for key in self._decoy.keys(name or "?", self._realm, algorithm, modern=modern):
+                check(request, key)
+        return gap
+
+    def _keep(self, place: tuple[str, int, bool], secret: Secret, key: bytes) -> None:
+        self._proven[place] = (secret, key)
+        self._proven.move_to_end(place)
+        if len(self._proven) > KEYS_KEPT:
+            self._proven.popitem(last=False)
+
+    def _unanswered(self, gap: Gap, name: str | Gap | None, found: dict[int, bytes]) -> Outcome:
+        if gap is Gap.NOT_YET:
+            return Deferred(name) if isinstance(name, str) else Deferred("", found[_USERHASH])
+        # "The server has suffered a temporary error.  The client should try again."
+        code = ErrorCode.SERVER_ERROR
+        return Rejected(code, self._phrase(code), detail="the users' database is out of reach")
+
+    def _unexpected_token(self, request: Message) -> Rejected:
+        # RFC 7635 section 7: without THIRD-PARTY-AUTHORIZATION in a challenge "it will respond with
+        # an error code of 420 (Unknown Attribute)".
+        code = ErrorCode.UNKNOWN_ATTRIBUTE
+        listed = UNKNOWN_ATTRIBUTES.pack((_ACCESS_TOKEN,), request.transaction_id)
+        attributes = ((UNKNOWN_ATTRIBUTES.code, listed),)
+        return Rejected(code, self._phrase(code), attributes, "access tokens are not taken here")

@@ -219,16 +219,20 @@ class Client:
         now: Instant,
         schedule: Schedule | None = None,
         credentials: Credentials | None = None,
+        session: Handle | None = None,
     ) -> bytes:
         """Send a request over a stream whose :class:`Connected` or :class:`Accepted` was handed in.
 
         Otherwise as :meth:`request`; the default schedule waits 39.5 s (section 6.2.2).  On a
-        stream that has broken the request fails at once, as an event.
+        stream that has broken the request fails at once, as an event.  ``session``: another stream
+        to the same server, whose realm and nonce are used from the first request on; servers want
+        that of the data connections of RFC 6062.
         """
         stream = self._streams.get(handle)
         if stream is None:
             raise UsageError(f"stream {handle} is not connected")
-        guard = self._guard((stream.local, stream.remote, "stream"), credentials)
+        known = stream if session is None else self._streams.get(session, stream)
+        guard = self._guard((known.local, known.remote, "stream"), credentials)
         schedule = schedule or Schedule.reliable(self._config.ti)
         name = self._start(
             message,

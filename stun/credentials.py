@@ -16,6 +16,7 @@ import hashlib
 import hmac
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 from stun.errors import UsageError
 from stun.registry import PasswordAlgorithm
@@ -156,6 +157,45 @@ def check_username(username: str, profile: Profile) -> str:
     return prepared
 
 
+@dataclass(frozen=True, slots=True)
+class ThirdParty:
+    """An access token that an authorization server handed out (RFC 7635).
+
+    ``kid``: the name of the key that the server opens the token with; it is sent as USERNAME.
+    ``mac_key``: the session key, which proves requests and responses as it is.
+    ``token``: the octets of ACCESS-TOKEN (what the web service gave, decoded from base64); "the
+    client MUST NOT examine the token" (section 6.2).
+    When it expires "the Application (OAuth client) MUST obtain a new token" (erratum 4826), and
+    make new credentials of it.
+    """
+
+    kid: str
+    mac_key: bytes = field(repr=False)
+    token: bytes = field(repr=False)
+
+    def __post_init__(self) -> None:
+        check_username(self.kid, Profile.OPAQUE_STRING)
+        if not self.mac_key or not self.token:
+            raise UsageError("third-party credentials need a session key and a token")
+
+
+COTURN_MAC_KEY = 16
+"""Octets of a session key that coturn uses, up to 4.17 at least: it takes the key for one that is
+an MD5 and leaves the rest out.  RFC 7635 section 5 uses all of it, which is tried first."""
+
+
+class RestCredential(NamedTuple):
+    """A time-limited username and its password."""
+
+    username: str
+    password: str
+
+
+def rest_username(expires: int, user: str = "") -> str:
+    """Return "expiry:user", or a bare "expiry"; ``expires`` is in seconds since 1970 (UTC)."""
+    return f"{expires}:{user}" if user else str(expires)
+
+
 def rest_password(secret: str | bytes, username: str) -> str:
     """Return the password of a time-limited TURN credential.
 
@@ -166,9 +206,28 @@ def rest_password(secret: str | bytes, username: str) -> str:
     return base64.b64encode(hmac.digest(key, username.encode(), "sha1")).decode()
 
 
+def mint(secret: str | bytes, user: str, ttl: int, unix_time: int) -> RestCredential:
+    """Make a time-limited credential for ``user`` (who may be ``""``), as a web service does.
+
+    ``ttl``: for how many seconds from ``unix_time`` (seconds since 1970) on.  The user's name ends
+    up in logs and is what quotas are counted for.  Raises :class:`stun.errors.UsageError`.
+    """
+    if not secret:
+        raise UsageError("a time-limited credential needs the secret that it shares with the relay")
+    if ttl < 1:
+        raise UsageError(f"a credential that lives for {ttl} s has expired already")
+    username = rest_username(unix_time + ttl, user)
+    # A name that preparing would change is another one for the relay, with another password.
+    if check_username(username, Profile.OPAQUE_STRING) != username or (
+        Profile.SASLPREP.prepare(username) != username
+    ):
+        raise StringError(f"the user {user!r} would be written differently on the wire")
+    return RestCredential(username, rest_password(secret, username))
+
+
 def rest_credentials(secret: str | bytes, expires: int, user: str = "") -> LongTerm:
     """Make a credential that is valid until ``expires``, in seconds since 1970 (UTC)."""
-    username = f"{expires}:{user}" if user else str(expires)
+    username = rest_username(expires, user)
     return LongTerm(username, rest_password(secret, username))
 
 

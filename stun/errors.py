@@ -48,6 +48,12 @@ class DropReason(StrEnum):
     UNKNOWN_STREAM = "bytes for a stream that is not open"
     RATE_LIMITED = "over the rate that this client may have"
     REFUSED_BY_POLICY = "policy does not allow it"
+    # Its place in a relay (RFC 8656).
+    NO_ALLOCATION = "there is no allocation on this five-tuple"
+    NO_PERMISSION = "there is no permission for this peer"
+    NO_CHANNEL = "this channel is not bound"
+    CONGESTED = "the receiver reads more slowly than it is sent to"
+    NOBODY_ANSWERED = "the user store did not answer in time"
 
 
 class DecodeError(StunError):

@@ -55,6 +55,35 @@ class _Splitter:
         """Cut the message that starts at ``at``; ``None``: more octets are needed."""
         raise NotImplementedError
 
+    def push(self, data: bytes) -> None:
+        """Take octets as they arrived; :meth:`pop` gives the messages."""
+        if self.error is None:
+            self._buffer += data
+
+    def pop(self) -> bytes | None:
+        """Return the next message that is complete, ``None`` when there is none.
+
+        For a stream of which a message may say that something else follows: see :meth:`rest`.
+        """
+        buffer = self._buffer
+        cut = self._next(0) if buffer else None
+        if cut is None:
+            return None
+        if isinstance(cut, DecodeError):
+            self.error = DecodeError(cut.reason, self._consumed + cut.offset, cut.detail)
+            self._buffer = bytearray()
+            return None
+        message = bytes(buffer[cut.start : cut.end])
+        del buffer[: cut.following]
+        self._consumed += cut.following
+        return message
+
+    def rest(self) -> bytes:
+        """Give up everything behind the last message: no more messages are expected."""
+        rest = bytes(self._buffer)
+        self._buffer = bytearray()
+        return rest
+
     def feed(self, data: bytes) -> list[bytes]:
         """Take octets as they arrived; return the messages that are now complete, in order.
 
@@ -103,6 +132,10 @@ class StunStream(_Splitter):
             raise UsageError(f"a limit of {limit} octets leaves no room for a STUN header")
         super().__init__()
         self._channel_data = channel_data
+        self._limit = limit
+
+    def allow(self, limit: int) -> None:
+        """Take messages of up to ``limit`` octets from now on: a server trusts a client more."""
         self._limit = limit
 
     def _next(self, at: int) -> _Cut | DecodeError | None:

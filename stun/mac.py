@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-KEYS_KEPT = 1024
-"""How many keys' states are kept, for each of the two hashes."""
+KEYS_KEPT = 4096
+"""How many keys' states are kept, for each of the two hashes: about half a kilobyte each."""
 
 _BLOCK = 64  # octets, of SHA-1 and SHA-256 alike
 _INNER = bytes(octet ^ 0x36 for octet in range(256))

@@ -19,13 +19,14 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hmac
-import ipaddress
+from binascii import a2b_base64, b2a_base64
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from hmac import compare_digest
 
 from stun.errors import UsageError
+from stun.mac import hmac_sha256
 from stun.registry import SecurityFeature
 from stun.sansio import Address
 
@@ -74,61 +75,69 @@ class NonceState(Enum):
     """Not made by anybody who has a secret of ours, or not for this client."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class NonceMaker:
     """Makes nonces and recognises them.
 
     ``secrets``: the first makes nonces, all are accepted, so a new secret is put in front and the
-    old one is taken away a lifetime later.  Each has at least 16 octets.
+    old one is taken away a lifetime later (:meth:`rotate`).  Each has at least 16 octets.
     ``lifetime``: how long a nonce is valid, in seconds.
-    ``mac_length``: octets of the MAC, 4 to 32.  A forged nonce alone opens nothing, since the
-    request still needs a key: the MAC keeps a captured request from being replayed later or from
-    elsewhere, and 8 octets give a nonce of 29 characters.
+    ``mac_length``: octets of the MAC, 4 to 32.
     ``skew``: how far ahead, in seconds, the clock of another server of the fleet may be.
+
+    Why 7 octets are enough of a MAC.  It protects no secret, and the nonce of a captured request
+    cannot be changed, since the request's own proof covers it.  What remains is to find, without
+    the secret, an address or a time for which a given MAC happens to be right, or the MAC of a
+    nonce whose features were changed; each guess takes a request to the server (and, in the second
+    case, the help of a client that has the password), and 2**56 of them are out of reach.  In
+    return a nonce is 28 characters, so its attribute has no padding and a challenge that offers
+    SHA-256 is 92 octets in a realm of 16, 100 in one of 24.
     """
 
     secrets: Sequence[bytes] = field(repr=False)
     lifetime: int = 3600
-    mac_length: int = 8
+    mac_length: int = 7
     skew: int = 60
 
     def __post_init__(self) -> None:
-        if not self.secrets or any(len(secret) < 16 for secret in self.secrets):
-            raise UsageError("nonces need a secret of at least 16 octets")
+        self.rotate(self.secrets)
         if not 4 <= self.mac_length <= 32:
             raise UsageError("the MAC of a nonce has 4 to 32 octets")
         if self.lifetime < 1:
             raise UsageError("a nonce must live for at least a second")
 
+    def rotate(self, secrets: Sequence[bytes]) -> None:
+        """Take these secrets from now on; the first makes nonces, all are accepted."""
+        if not secrets or any(len(secret) < 16 for secret in secrets):
+            raise UsageError("nonces need a secret of at least 16 octets")
+        self.secrets = tuple(secrets)
+
     def make(
         self, client: Address, unix_time: int, features: Iterable[SecurityFeature] = ()
     ) -> bytes:
         """Return a nonce for ``client``; ``unix_time`` is in seconds since 1970."""
-        cookie = nonce_cookie(features)
+        return self.make_with(nonce_cookie(features), client, unix_time)
+
+    def make_with(self, cookie: bytes, client: Address, unix_time: int) -> bytes:
+        """Return a nonce as :meth:`make` does, behind a :func:`nonce_cookie` that is there."""
         stamp = (unix_time & 0xFFFFFFFF).to_bytes(4, "big")
-        mac = self._mac(self.secrets[0], cookie, stamp, _pack(client))
-        return cookie + base64.urlsafe_b64encode(stamp + mac).rstrip(b"=")
+        return self._sealed(self.secrets[0], cookie, stamp, _pack(client))
 
     def check(self, nonce: bytes, client: Address, unix_time: int) -> NonceState:
         """Say whether ``client`` may use this nonce at ``unix_time`` (seconds since 1970)."""
-        body = nonce[COOKIE_LENGTH:]
-        try:
-            octets = base64.urlsafe_b64decode(body + b"=" * (-len(body) % 4))
-        except (binascii.Error, ValueError):
-            return NonceState.FOREIGN
-        # base64 decoders pass over stray characters; what we made decodes and encodes to itself.
-        if (
-            len(octets) != 4 + self.mac_length
-            or base64.urlsafe_b64encode(octets).rstrip(b"=") != body
-        ):
-            return NonceState.FOREIGN
-        stamp, mac = octets[:4], octets[4:]
-        packed = _pack(client)
         cookie = nonce[:COOKIE_LENGTH]
-        if not any(
-            hmac.compare_digest(mac, self._mac(secret, cookie, stamp, packed))
-            for secret in self.secrets
-        ):
+        try:
+            # Eight characters are six octets, of which the first four are the time.
+            stamp = a2b_base64(nonce[COOKIE_LENGTH : COOKIE_LENGTH + 8].translate(_STANDARD))[:4]
+        except binascii.Error:
+            return NonceState.FOREIGN
+        packed = _pack(client)
+        # The whole nonce is made again and compared.  Decoders of base64 pass over stray
+        # characters and spare bits: so there is but one way to write a nonce.
+        for secret in self.secrets:
+            if compare_digest(nonce, self._sealed(secret, cookie, stamp, packed)):
+                break
+        else:
             return NonceState.FOREIGN
         # Modulo 2**32, so that nothing happens in 2106.
         age = (unix_time - int.from_bytes(stamp, "big")) & 0xFFFFFFFF
@@ -136,11 +145,17 @@ class NonceMaker:
             return NonceState.VALID
         return NonceState.EXPIRED
 
-    def _mac(self, secret: bytes, cookie: bytes, stamp: bytes, client: bytes) -> bytes:
-        text = b"natkit nonce 1\0" + cookie + stamp + client
-        return hmac.digest(secret, text, "sha256")[: self.mac_length]
+    def _sealed(self, secret: bytes, cookie: bytes, stamp: bytes, client: bytes) -> bytes:
+        mac = hmac_sha256(secret, b"natkit nonce 2\0" + cookie + stamp + client)
+        body = b2a_base64(stamp + mac[: self.mac_length], newline=False)
+        return cookie + body.translate(_URL_SAFE, b"=")
+
+
+# RFC 4648 section 5: "-" and "_" in the place of "+" and "/".
+_URL_SAFE = bytes.maketrans(b"+/", b"-_")
+_STANDARD = bytes.maketrans(b"-_", b"+/")
 
 
 def _pack(client: Address) -> bytes:
-    host = ipaddress.ip_address(client.host.partition("%")[0])
-    return host.packed + client.port.to_bytes(2, "big")
+    # A host has one text form (RFC 5952).  It stands last, so nothing is ambiguous.
+    return client.port.to_bytes(2, "big") + client.host.partition("%")[0].encode()

@@ -16,6 +16,13 @@ What an unproven UDP source can make the server send is bounded:
 * every prefix has a budget of answers, and a much smaller one of those answers that RESPONSE-PORT
   or PADDING ask for;
 * RFC 3489's RESPONSE-ADDRESS, an answer to a third party, is refused as an unknown attribute.
+
+A *lean* responder is for a server whose clients want nothing but their address.  At an endpoint
+without an alternate its answer to a bare request is 32 octets (IPv4, 1.6 times; 1.2 times with the
+headers) or 44 (IPv6): XOR-MAPPED-ADDRESS alone, all that RFC 8489 section 6.3.1 asks for, or
+MAPPED-ADDRESS for those who have no magic cookie.  With a budget of octets
+(:class:`stun.ratelimit.ByteBudget`) in place of the budgets of answers, a prefix gets back what
+came from it and a burst that is stated, and no more.
 """
 
 from __future__ import annotations
@@ -42,7 +49,7 @@ from stun.codec import Message, decode, encode, unknown_required
 from stun.errors import DecodeError, DropReason
 from stun.integrity import check_fingerprint
 from stun.layout import TLV
-from stun.ratelimit import PrefixLimiter, prefix_of
+from stun.ratelimit import IPV4_PREFIX, IPV6_PREFIX, ByteBudget, PrefixLimiter, prefix_of
 from stun.registry import (
     HEADER_SIZE,
     MAGIC_COOKIE,
@@ -58,6 +65,9 @@ CHANGE_IP, CHANGE_PORT = 2, 1
 """Indices into what an endpoint can send from: the flags of CHANGE-REQUEST."""
 
 SOFTWARE_FACTOR: Final = 3
+"""How many times as long as its request an answer may get by SOFTWARE."""
+LEAN_FACTOR: Final = 1
+"""The same of a lean responder."""
 _REASON = 64  # characters of a reason phrase; RFC 8489 section 14.8 allows 127
 
 UNDERSTOOD: Final = frozenset(int(entry) for entry in AttributeType if entry.is_known) - {
@@ -65,6 +75,7 @@ UNDERSTOOD: Final = frozenset(int(entry) for entry in AttributeType if entry.is_
 }
 """What gets no 420.  RFC 8489 section 6.3: "Known-but-unexpected attributes SHOULD be ignored"."""
 
+_OVER = DropReason.RATE_LIMITED
 _BINDING = int(Method.BINDING)
 _COOKIE_AT = 4  # the type and the length come before it
 _BARE_REQUEST = encode(Message.request(_BINDING, bytes(12)))[: _COOKIE_AT + 4]
@@ -82,6 +93,16 @@ _HEADS = {
     )
     for size in (_SIZE_V4, _SIZE_V6)
 }
+
+# The parts of a lean answer (see below): in front of the cookie and the transaction id, and between
+# these and the port.
+_LEAN = Message(_BINDING, Class.SUCCESS, bytes(12)).add(XOR_MAPPED_ADDRESS, Address("0.0.0.0", 0))  # noqa: S104
+_LEAN6 = Message(_BINDING, Class.SUCCESS, bytes(12)).add(XOR_MAPPED_ADDRESS, Address("::", 0))
+_PACKED_V4, _PACKED_V6 = 6, 18  # octets of a port and an address
+_HEAD_V4, _HEAD_V6 = encode(_LEAN)[:_COOKIE_AT], encode(_LEAN6)[:_COOKIE_AT]
+_BODY_V4 = encode(_LEAN)[HEADER_SIZE:-_PACKED_V4]
+_BODY_V6 = encode(_LEAN6)[HEADER_SIZE:-_PACKED_V6]
+_IPV4_MAPPED = bytes(10) + b"\xff\xff"
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,9 +176,26 @@ class Endpoint:
 
 
 class Responder:
-    """Answers Binding requests.  ``software`` is what SOFTWARE says, if anything."""
+    """Answers Binding requests.  ``software`` is what SOFTWARE says, if anything.
 
-    def __init__(self, limits: Limits, software: str | None, *, entropy: Entropy) -> None:
+    ``lean``: at endpoints without an alternate, answers have the one address that a client asks
+    for, and SOFTWARE only where they get no longer by it than the request was.  ``budget`` is asked
+    instead of the budgets of ``limits``; the responder credits to it what it is given to answer, so
+    nobody else may credit the same datagram.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        software: str | None,
+        *,
+        entropy: Entropy,
+        lean: bool = False,
+        budget: ByteBudget | None = None,
+    ) -> None:
+        self._lean = lean
+        self._budget = budget
+        self._factor = LEAN_FACTOR if lean else SOFTWARE_FACTOR
         self._answers = PrefixLimiter(limits.answers, limits.answer_burst, entropy=entropy)
         self._special = PrefixLimiter(
             limits.special, limits.special_burst, entropy=entropy, slots_log2=10
@@ -169,31 +207,16 @@ class Responder:
         self, data: bytes, source: Address, endpoint: Endpoint, now: Instant
     ) -> Transmit | DropReason | None:
         """Answer a datagram; a reason says why there is no answer, ``None`` that none is due."""
-        prefix = prefix_of(host_octets(source.host))
+        octets = host_octets(source.host)
         if len(data) == HEADER_SIZE and data.startswith(_BARE_REQUEST):
             # What most clients send: the same octets as by the long way, at a fraction of the time.
-            if not self._answers.allow(prefix, now):
-                return DropReason.RATE_LIMITED
-            plain = MAPPED_ADDRESS.to_octets(source)
-            size = len(plain)
-            mask = _MASK_V4 if size == _SIZE_V4 else _PORT_MASK | int.from_bytes(data[_COOKIE_AT:])
-            mapped = (int.from_bytes(plain) ^ mask).to_bytes(size)
-            mapped_head, plain_head = _HEADS[size]
-            return Transmit(
-                b"".join(
-                    (
-                        endpoint.head,
-                        data[_COOKIE_AT:],
-                        mapped_head,
-                        mapped,
-                        plain_head,
-                        plain,
-                        endpoint.tail,
-                    )
-                ),
-                source,
-                endpoint.local,
-            )
+            if self._lean and not endpoint.has_alternate:
+                answer = self.bare(data, source.port.to_bytes(2) + octets, now)
+                return Transmit(answer, source, endpoint.local) if answer else _OVER
+            answer = self._full(data, source, endpoint)
+            if not self._may(prefix_of(octets), data, answer, now):
+                return _OVER
+            return Transmit(answer, source, endpoint.local)
         try:
             request = decode(data)
         except DecodeError as error:
@@ -201,13 +224,76 @@ class Responder:
         refusal = check(request)
         if refusal is not None or request.message_class is not Class.REQUEST:
             return refusal
-        if not self._answers.allow(prefix, now):
-            return DropReason.RATE_LIMITED
+        prefix = prefix_of(octets)
+        if self._budget is None and not self._answers.allow(prefix, now):
+            return _OVER
         try:
-            return self._datagram(request, source, endpoint, prefix, now)
+            sent = self._datagram(request, source, endpoint, prefix, now)
         except DecodeError as error:
-            answer = _malformed(request, error)
-            return Transmit(self._encode(answer, request), source, endpoint.local)
+            malformed = self._encode(_malformed(request, error), request)
+            sent = Transmit(malformed, source, endpoint.local)
+        if self._budget is None or not isinstance(sent, Transmit):
+            return sent
+        # RESPONSE-PORT may have changed the destination, but not its host.
+        paid = self._budget.exchange(prefix, len(data), len(sent.data), now)
+        return sent if paid else _OVER
+
+    def bare(self, data: bytes, packed: bytes, now: Instant) -> bytes | None:
+        """Answer a bare Binding request leanly, for who has the source as octets and no objects.
+
+        ``packed`` is the source's port (2 octets) and address (4, or 16), in network order.
+        Returns ``None`` for anything but a bare request of 20 octets with the magic cookie: that is
+        for :meth:`datagram`, as is every datagram to an endpoint with an alternate.  Returns no
+        octets where the source is over its budget: nothing is to be sent.
+        """
+        if len(data) != HEADER_SIZE or not data.startswith(_BARE_REQUEST):
+            return None
+        if len(packed) == _PACKED_V4:
+            prefix, length = packed[2 : 2 + IPV4_PREFIX], HEADER_SIZE + _SIZE_V4 + 4
+        elif packed.startswith(_IPV4_MAPPED, 2):
+            # How a socket for both families reports an IPv4 client, who must hear of IPv4.
+            return self.bare(data, packed[:2] + packed[14:], now)
+        else:
+            prefix, length = packed[2 : 2 + IPV6_PREFIX], HEADER_SIZE + _SIZE_V6 + 4
+        if self._budget is not None:
+            if not self._budget.exchange(prefix, HEADER_SIZE, length, now):
+                return b""
+        elif not self._answers.allow(prefix, now):
+            return b""
+        if len(packed) == _PACKED_V4:
+            mapped = (int.from_bytes(packed) ^ _MASK_V4).to_bytes(_PACKED_V4)
+            return _HEAD_V4 + data[_COOKIE_AT:] + _BODY_V4 + mapped
+        mask = _PORT_MASK | int.from_bytes(data[_COOKIE_AT:])
+        return (
+            _HEAD_V6
+            + data[_COOKIE_AT:]
+            + _BODY_V6
+            + (int.from_bytes(packed) ^ mask).to_bytes(_PACKED_V6)
+        )
+
+    def _full(self, data: bytes, source: Address, endpoint: Endpoint) -> bytes:
+        """Return the answer to a bare request with all that RFC 5780 section 6.1 demands."""
+        plain = MAPPED_ADDRESS.to_octets(source)
+        size = len(plain)
+        mask = _MASK_V4 if size == _SIZE_V4 else _PORT_MASK | int.from_bytes(data[_COOKIE_AT:])
+        mapped = (int.from_bytes(plain) ^ mask).to_bytes(size)
+        mapped_head, plain_head = _HEADS[size]
+        return b"".join(
+            (
+                endpoint.head,
+                data[_COOKIE_AT:],
+                mapped_head,
+                mapped,
+                plain_head,
+                plain,
+                endpoint.tail,
+            )
+        )
+
+    def _may(self, prefix: bytes, data: bytes, answer: bytes, now: Instant) -> bool:
+        if self._budget is None:
+            return self._answers.allow(prefix, now)
+        return self._budget.exchange(prefix, len(data), len(answer), now)
 
     def _datagram(
         self, request: Message, source: Address, endpoint: Endpoint, prefix: bytes, now: Instant
@@ -231,8 +317,8 @@ class Responder:
                 # RFC 5780 section 7.5: "MUST NOT process"; 6.1: "an error response of type 400".
                 error = _failure(request, ErrorCode.BAD_REQUEST, "PADDING and RESPONSE-PORT")
                 return Transmit(self._encode(error, request), source, endpoint.local)
-            if not self._special.allow(prefix, now):
-                return DropReason.RATE_LIMITED
+            if self._budget is None and not self._special.allow(prefix, now):
+                return _OVER
             if port == 0:
                 error = _failure(request, ErrorCode.BAD_REQUEST, "RESPONSE-PORT is 0")
                 return Transmit(self._encode(error, request), source, endpoint.local)
@@ -280,6 +366,8 @@ class Responder:
         self, request: Message, source: Address, endpoint: Endpoint, flags: int
     ) -> Message:
         answer = Message.success(request)
+        if self._lean and not endpoint.has_alternate:
+            return answer.add(MAPPED_ADDRESS if request.is_rfc3489 else XOR_MAPPED_ADDRESS, source)
         if request.is_rfc3489:
             answer.add(MAPPED_ADDRESS, source)
             answer.attributes += endpoint.classic[flags]
@@ -293,7 +381,7 @@ class Responder:
         # RFC 8489 section 7: FINGERPRINT "is not backwards compatible with RFC 3489".
         fingerprint = not request.is_rfc3489 and request.has(FINGERPRINT)
         octets = encode(answer, fingerprint=fingerprint)
-        room = SOFTWARE_FACTOR * len(request.wire) - len(octets)
+        room = self._factor * len(request.wire) - len(octets)
         if self._software and not request.is_rfc3489 and len(self._software) + 7 <= room:
             answer.attributes.append((SOFTWARE.code, self._software))
             octets = encode(answer, fingerprint=fingerprint)

@@ -19,7 +19,7 @@ does nothing.  A machine that contains machines drains them within the same call
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
@@ -92,12 +92,14 @@ class OpenUdp:
     """Bind a UDP socket (port 0: any).  Answered by :class:`Opened` or :class:`Closed`.
 
     With ``security`` other than NONE the driver serves DTLS on it: a client whose handshake is done
-    is reported by :class:`Accepted`, each of its datagrams by one :class:`Arrived`.
+    is reported by :class:`Accepted`, each of its datagrams by one :class:`Arrived`.  ``serves``
+    says that it is a server's port, where many come at once: worth buffers and batches.
     """
 
     handle: Handle
     local: Address
     security: Security = Security.NONE
+    serves: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
