@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import os
 import random
 from collections.abc import Iterator
@@ -32,6 +34,17 @@ def pytest_configure(config: pytest.Config) -> None:
     config.option.seed = random.SystemRandom().getrandbits(32) if seed == "random" else int(seed)
     if config.getoption("--hypothesis-seed", None) is None:
         config.option.hypothesis_seed = config.option.seed
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a test that is a coroutine on an event loop of its own."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    wanted = inspect.signature(pyfuncitem.obj).parameters
+    given = {name: value for name, value in pyfuncitem.funcargs.items() if name in wanted}
+    asyncio.run(asyncio.wait_for(pyfuncitem.obj(**given), 60))
+    return True
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -9,24 +9,65 @@ On the packet path it is used like this, without a call for most packets::
     meter.octets -= len(payload)
     meter.packets -= 1
     if meter.octets < 0 or meter.packets < 0:
-        if not meter.renew(now):
+        if not meter.renew(now, len(payload)):
             ...  # over the rate: count the drop
 
+Streams, of which nothing can be dropped, go into debt instead: see :meth:`Meter.charge`.
+
 What was relayed is counted by :class:`Usage`, the octets of payload (not of headers).
+
+The law.  In any T seconds, all meters that share a bucket pass together at most ``rate * T`` and
+the bucket's depth, ``rate * burst``; and beyond that one packet, and what their leases held before,
+at most :data:`LEASE_TIME`'s worth (or :data:`SMALLEST_LEASE`) each.
+
+A packet passes when half a lease is to be had, however large the packet is; what is missing is the
+bucket's debt.  Were all of it to be paid at once, then what is larger than the bucket would never
+pass, and what is large not as long as others take each octet as it comes.  Meters that were refused
+stand in line: who sends more often or is asked first has no more of a rate than others.
 """
 
 from __future__ import annotations
 
+from typing import Final, TypeAlias
+
 from stun.sansio import SECOND, Instant
 
-LEASE_TIME = SECOND // 20
-"""The part of a second's worth that is leased at once: how far apart the accounts may drift."""
+LEASE_TIME: Final = SECOND // 256
+"""The part of a second's worth that is leased at once: how far apart the accounts may drift.
+
+A lease of the default limits is about a hundred packets, so its price is not felt; and the two
+hundred allocations that a user may have hold less than a second's worth together.
+"""
+SMALLEST_LEASE: Final = 4096
+"""Octets, where the rate is low."""
+
+PATIENCE: Final = SECOND
+"""How long the place in line is kept of a meter that does not ask again."""
+
+LONGEST_WAIT: Final = SECOND // 20
+"""How long a meter that was refused does not ask, at most: what it then drops costs little."""
+
+_SHARE = LEASE_TIME / SECOND
+# What is leased of an unlimited rate: so much, and not infinity, that a limit set later takes hold.
+_UNLIMITED = float(1 << 24), float(1 << 16)
+
+Lease: TypeAlias = tuple[float, float]
+"""Octets and packets."""
 
 
 class Bucket:
     """A rate in octets and one in packets, each a second; 0 is no limit.  ``burst``: in seconds."""
 
-    __slots__ = ("_at", "_octets", "_packets", "burst", "octet_rate", "packet_rate")
+    __slots__ = (
+        "_at",
+        "_line",
+        "_octets",
+        "_packets",
+        "again",
+        "burst",
+        "octet_rate",
+        "packet_rate",
+    )
 
     def __init__(self, octet_rate: int, packet_rate: int, *, burst: float = 1.0) -> None:
         self.octet_rate = octet_rate
@@ -35,40 +76,80 @@ class Bucket:
         self._octets = octet_rate * burst
         self._packets = packet_rate * burst
         self._at: Instant = 0
+        self.again: Instant = 0
+        """When it is worth the while of who was refused last to ask again."""
+        self._line: dict[Meter, Instant] = {}
+        """Meters that were refused, the first of them first, and when each last was."""
 
-    def lease(self, now: Instant) -> tuple[float, float]:
-        """Take what is to be had of a lease (octets, packets) at ``now``; infinity without limit.
-
-        Both are 0 when either rate is used up: a packet needs an allowance of each.
-        """
-        elapsed = (now - self._at) / SECOND
-        self._at = now
-        share = LEASE_TIME / SECOND
-        octets = packets = float("inf")
+    def change(self, octet_rate: int, packet_rate: int) -> None:
+        """Set other rates.  What it holds and what it owes stay, up to the new depth."""
         if self.octet_rate:
-            self._octets = min(
-                self.octet_rate * self.burst, self._octets + elapsed * self.octet_rate
-            )
-            octets = min(self._octets, max(self.octet_rate * share, 65536.0))
+            self._octets = min(self._octets, octet_rate * self.burst)
+        else:
+            self._octets = octet_rate * self.burst
         if self.packet_rate:
-            self._packets = min(
-                self.packet_rate * self.burst, self._packets + elapsed * self.packet_rate
-            )
-            packets = min(self._packets, max(self.packet_rate * share, 1.0))
-        if octets < 1 or packets < 1:
-            return 0.0, 0.0
+            self._packets = min(self._packets, packet_rate * self.burst)
+        else:
+            self._packets = packet_rate * self.burst
+        self.octet_rate, self.packet_rate = octet_rate, packet_rate
+
+    def offer(self, meter: Meter, need: float, now: Instant) -> Lease | None:
+        """Say what ``meter`` can lease at ``now``, ``None`` when there is less than half a lease.
+
+        ``need`` is the octets of a debt that is to be paid from it.  For others there must be half
+        a lease more, as long as somebody stands in line.
+        """
+        octets, packets = max(_UNLIMITED[0], need), _UNLIMITED[1]
+        elapsed = (now - self._at) / SECOND
+        # Who shares a bucket may have read the clock one after the other: time that was counted
+        # is not counted again.
+        if elapsed > 0:
+            self._at = now
+        else:
+            elapsed = 0.0
+        # Half a lease is kept for who is first in line.
+        reserve = 0.5 if self._line and self._first(now) is not meter else 0.0
+        wait = 0.0
+        rate = self.octet_rate
+        if rate:
+            depth = rate * self.burst
+            held = self._octets = min(depth, self._octets + elapsed * rate)
+            lease = min(max(rate * _SHARE, SMALLEST_LEASE), depth)
+            held -= reserve * lease
+            octets = min(held, max(lease, need))
+            wait = (lease / 2 - held) / rate
+        rate = self.packet_rate
+        if rate:
+            depth = max(rate * self.burst, 1.0)
+            held = self._packets = min(depth, self._packets + elapsed * rate)
+            lease = max(rate * _SHARE, 1.0)
+            if depth >= 2 * lease:
+                held -= reserve * lease
+            packets = min(held, lease)
+            wait = max(wait, (max(lease / 2, 1.0) - held) / rate)
+        if wait <= 0:
+            return octets, packets
+        self._line[meter] = now
+        self.again = now + min(int(wait * SECOND), LONGEST_WAIT)
+        return None
+
+    def _first(self, now: Instant) -> Meter | None:
+        """Return who has stood in line longest, of those who still ask."""
+        line = self._line
+        while line:
+            meter = next(iter(line))
+            if line[meter] + PATIENCE > now:
+                return meter
+            del line[meter]
+        return None
+
+    def take(self, meter: Meter, octets: float, packets: float) -> None:
+        """Take what was offered, or more, which the bucket then owes."""
+        self._line.pop(meter, None)
         if self.octet_rate:
             self._octets -= octets
         if self.packet_rate:
             self._packets -= packets
-        return octets, packets
-
-    def give_back(self, octets: float, packets: float) -> None:
-        """Return what of a lease was not used."""
-        if self.octet_rate:
-            self._octets += octets
-        if self.packet_rate:
-            self._packets += packets
 
 
 class Usage:
@@ -87,40 +168,72 @@ class Usage:
 class Meter:
     """The credit of one allocation and its usage.  See the module's text for the packet path."""
 
-    __slots__ = ("_buckets", "octets", "packets", "usage")
+    __slots__ = ("_again", "_buckets", "octets", "packets", "usage")
 
     def __init__(self, *buckets: Bucket) -> None:
-        self._buckets = tuple(b for b in buckets if b.octet_rate or b.packet_rate)
+        self._buckets = buckets
+        self._again: Instant = 0
         self.usage = Usage()
-        self.octets: float = 0.0
-        self.packets: float = 0.0
-        if not self._buckets:
-            self.octets = self.packets = float("inf")
+        unlimited = float("inf")
+        self.octets: float = 0.0 if buckets else unlimited
+        self.packets: float = 0.0 if buckets else unlimited
 
-    def renew(self, now: Instant) -> bool:
-        """Ask the buckets for new credit, the debt of the packet at hand paid from it.
+    def renew(self, now: Instant, octets: int = 0) -> bool:
+        """Ask the buckets for new credit, when the packet at hand was taken from the old already.
 
-        Returns whether that packet may pass; if not, its debt is forgiven, for it was dropped.
+        Returns whether that packet may pass; if not, it is counted as dropped.  ``octets`` is how
+        many it had: of a packet that is dropped they are given back.  Without them the rest of the
+        credit, less than the packet, is lost.
         """
-        octets, packets = float("inf"), float("inf")
-        leases: list[tuple[Bucket, float, float]] = []
-        for bucket in self._buckets:
-            lease = bucket.lease(now)
-            leases.append((bucket, *lease))
-            octets, packets = min(octets, lease[0]), min(packets, lease[1])
-        for bucket, more_octets, more_packets in leases:
-            bucket.give_back(more_octets - octets, more_packets - packets)
-        if octets == 0 or packets == 0:
-            self.octets, self.packets = 0.0, 0.0
+        lease = self._lease(0.0, now)
+        if lease is None:
+            self.octets = max(self.octets + octets, 0.0)
+            self.packets += 1
             self.usage.dropped += 1
             return False
-        # The credit left over from before is at most one packet's: it is in the sums.
-        self.octets += octets
-        self.packets += packets
+        more_octets = max(lease[0], -self.octets)
+        more_packets = max(lease[1], -self.packets)
+        for bucket in self._buckets:
+            bucket.take(self, more_octets, more_packets)
+        self.octets += more_octets
+        self.packets += more_packets
         return True
 
     def take(self, octets: int, now: Instant) -> bool:
         """Take one packet with ``octets`` of payload; say whether it may pass."""
         self.octets -= octets
         self.packets -= 1
-        return (self.octets >= 0 and self.packets >= 0) or self.renew(now)
+        return (self.octets >= 0 and self.packets >= 0) or self.renew(now, octets)
+
+    def charge(self, octets: int, now: Instant) -> bool:
+        """Take octets of a stream, which pass in any case; say whether they could be paid.
+
+        If not, the meter is in debt: nothing more is to be read until :meth:`settle` says so.
+        """
+        self.octets -= octets
+        return self.octets >= 0 or self.settle(now)
+
+    def settle(self, now: Instant) -> bool:
+        """Pay a debt of :meth:`charge` as far as that is possible; say whether it is paid."""
+        if self.octets < 0:
+            lease = self._lease(-self.octets, now)
+            if lease is not None:
+                # A stream has no packets; octets are all that it takes.
+                for bucket in self._buckets:
+                    bucket.take(self, lease[0], 0.0)
+                self.octets += lease[0]
+        return self.octets >= 0
+
+    def _lease(self, need: float, now: Instant) -> Lease | None:
+        """Return what all of the buckets offer."""
+        if now < self._again:
+            return None
+        octets = packets = float("inf")
+        for bucket in self._buckets:
+            offer = bucket.offer(self, need, now)
+            if offer is None:
+                self._again = bucket.again
+                return None
+            octets = min(octets, offer[0])
+            packets = min(packets, offer[1])
+        return octets, packets

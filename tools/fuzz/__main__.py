@@ -32,6 +32,7 @@ MODULES = {
     "uri": "target_client",
     "datagram": "target_server",
     "server": "target_server",
+    "turn-server": "target_turn_server",
     "probe": "target_probe",
 }
 PROPERTIES = {
@@ -48,6 +49,7 @@ PROPERTIES = {
         "tests/fuzz/test_fuzz_server.py",
         "tests/property/test_server_invariants.py",
     ),
+    "examples-turn-server": ("tests/fuzz/test_fuzz_turn_server.py",),
     "examples-probe": ("tests/fuzz/test_fuzz_probe.py", "tests/property/test_probe_verdicts.py"),
 }
 TAIL = 12
@@ -58,7 +60,7 @@ def one(name: str, arguments: list[str]) -> None:
     """Fuzz one target; libFuzzer ends the process."""
     import atheris
 
-    with atheris.instrument_imports(include=["stun", "nattype"]):
+    with atheris.instrument_imports(include=["stun", "turn", "nattype"]):
         module = import_module(f"tools.fuzz.{MODULES[name]}")
     check: Callable[[bytes], object]
     seeds: Callable[[], Iterator[bytes]]

@@ -19,6 +19,7 @@ class EndReason(StrEnum):
     CONNECTION_CLOSED = "the client's connection closed"
     DISCONNECTED = "the operator disconnected it"
     POLICY = "a new configuration does not allow it"
+    RELAY_LOST = "the socket of its relayed transport address failed"
     SHUTDOWN = "the server stopped"
 
 

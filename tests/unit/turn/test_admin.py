@@ -1,0 +1,130 @@
+"""The admin socket: what it answers, who may open it, and what becomes of its file."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stun.errors import UsageError
+from turn.admin import AdminSocket, NotRunning, Refused, ask, default_path
+
+
+async def echo(request: Mapping[str, Any]) -> Any:
+    return request["text"]
+
+
+async def refuse(_: Mapping[str, Any]) -> Any:
+    raise UsageError("not today")
+
+
+COMMANDS = {"echo": echo, "refuse": refuse}
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    return tmp_path / "made" / "turnd.sock"
+
+
+async def raw(path: Path, request: bytes) -> Any:
+    reader, writer = await asyncio.open_unix_connection(path)
+    writer.write(request)
+    writer.write_eof()
+    answer = await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    return json.loads(answer)
+
+
+async def test_a_command_is_answered(place: Path) -> None:
+    async with AdminSocket(place, COMMANDS):
+        assert await asyncio.to_thread(ask, place, "echo", text="héllo") == "héllo"
+
+
+async def test_an_error_of_a_command_reaches_the_client(place: Path) -> None:
+    async with AdminSocket(place, COMMANDS):
+        with pytest.raises(Refused, match="not today"):
+            await asyncio.to_thread(ask, place, "refuse")
+
+
+async def test_an_unknown_command_names_those_there_are(place: Path) -> None:
+    async with AdminSocket(place, COMMANDS):
+        with pytest.raises(Refused, match="no command 'fly'; there are echo, refuse"):
+            await asyncio.to_thread(ask, place, "fly")
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [b"\n", b"", b"echo\n", b"[1]\n", b'{"command": 7}\n', b"\xff\xfe\n", b"x" * 100_000 + b"\n"],
+)
+async def test_nonsense_is_answered_with_an_error(place: Path, request_: bytes) -> None:
+    async with AdminSocket(place, COMMANDS):
+        answer = await raw(place, request_)
+        assert answer["ok"] is False
+        assert answer["error"]
+        assert await asyncio.to_thread(ask, place, "echo", text="still there") == "still there"
+
+
+async def test_only_the_owner_may_open_it_and_it_is_gone_afterwards(place: Path) -> None:
+    async with AdminSocket(place, COMMANDS):
+        assert stat.S_IMODE(place.stat().st_mode) == 0o600
+        assert stat.S_IMODE(place.parent.stat().st_mode) == 0o700
+    assert not place.exists()
+
+
+async def test_a_socket_that_nobody_answers_at_is_replaced(place: Path) -> None:
+    place.parent.mkdir()
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(place))
+    async with AdminSocket(place, COMMANDS):
+        assert await asyncio.to_thread(ask, place, "echo", text="new") == "new"
+
+
+async def test_a_second_turnd_is_told_of_the_first(place: Path) -> None:
+    async with AdminSocket(place, COMMANDS):
+        with pytest.raises(UsageError, match="another turnd runs"):
+            async with AdminSocket(place, COMMANDS):
+                pass
+        assert await asyncio.to_thread(ask, place, "echo", text="first") == "first"
+
+
+async def test_a_file_of_somebody_else_is_left_alone(place: Path) -> None:
+    place.parent.mkdir()
+    place.write_text("precious")
+    with pytest.raises(UsageError, match="is no socket"):
+        async with AdminSocket(place, COMMANDS):
+            pass
+    assert place.read_text() == "precious"
+
+
+async def test_the_socket_of_a_successor_is_not_removed(place: Path) -> None:
+    async with AdminSocket(place, COMMANDS):
+        place.unlink()
+        with socket.socket(socket.AF_UNIX) as successor:
+            successor.bind(str(place))
+    assert place.exists()
+
+
+def test_where_nothing_runs_the_text_says_what_to_do(place: Path) -> None:
+    with pytest.raises(NotRunning, match=r"no turnd answers at .*turnd.sock; start it"):
+        ask(place, "sessions")
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"RUNTIME_DIRECTORY": "/run/turnd-7:/run/other"}, "/run/turnd-7/turnd.sock"),
+        ({"XDG_RUNTIME_DIR": "/run/user/7"}, "/run/user/7/turnd.sock"),
+    ],
+)
+def test_the_default_place(environment: dict[str, str], expected: str) -> None:
+    if "XDG_RUNTIME_DIR" in environment and os.geteuid() == 0:
+        expected = "/run/turnd/turnd.sock"
+    assert default_path(environment) == Path(expected)

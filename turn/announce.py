@@ -1,0 +1,150 @@
+"""What turnd says to whoever started it: where it serves, how to try it, what to do about failures.
+
+Pure: values in, lines out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from stun.discovery import Transport
+from stun.sansio import Address, Cause
+from turn.plan import Credential, Plan, turn_uris
+from turn.server.config import ListenAt
+from turn.server.events import CannotServe, Serving
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+MOST_URIS = 6
+"""URIs that are printed; a machine with many addresses has many more."""
+
+
+def advice(failure: CannotServe, *, is_wildcard: bool = False) -> str:
+    """Say what is wrong with a listener that could not be had, and what to do."""
+    where, transport = failure.local, failure.transport
+    scheme = transport.value.lower()
+    match failure.cause:
+        case Cause.ADDRESS_NOT_AVAILABLE:
+            return (
+                f"{where.host} is not an address of this machine; `ip address` lists those that "
+                f"are. Behind a one-to-one NAT, listen at the local address: "
+                f"--listen {scheme}://LOCAL:{where.port}?advertise={where.host}"
+            )
+        case Cause.ADDRESS_IN_USE:
+            kind = transport.protocol
+            host = "ADDRESS" if is_wildcard else str(where).rpartition(":")[0]
+            return (
+                f"{kind.upper()} port {where.port} at {where.host} is in use; "
+                f"`ss -lpn --{kind} sport = :{where.port}` names the program. Stop it, or choose "
+                f"another port: --listen {scheme}://{host}:PORT"
+            )
+        case Cause.NOT_PERMITTED:
+            return (
+                f"not permitted to bind {where}; ports below 1024 need root or "
+                "CAP_NET_BIND_SERVICE (`AmbientCapabilities=` of systemd, `setcap`), TURN's own "
+                "port 3478 does not"
+            )
+        case _:
+            detail = failure.detail or failure.cause.value
+            return f"cannot listen at {scheme}://{where}: {detail}"
+
+
+def relay_advice(host: str, problem: OSError) -> str:
+    """Say what is wrong with a host to relay from."""
+    return (
+        f"cannot relay from {host}: {problem.strerror or problem}; `ip address` lists this "
+        f"machine's addresses. Behind a one-to-one NAT write --relay-address LOCAL={host}"
+    )
+
+
+def ports_advice(host: str, ports: tuple[int, int]) -> str:
+    """Say that no port to relay from is free."""
+    low, high = ports
+    return (
+        f"no port from {low} to {high} is free at {host} for relaying; `ss -uan src {host}` names "
+        "what has them. Give another range with --relay-ports LO-HI"
+    )
+
+
+def where_it_serves(serving: Sequence[Serving]) -> Iterator[str]:
+    """Say where clients come to, a line a transport."""
+    for transport in Transport:
+        places = [str(place.local) for place in serving if place.transport is transport]
+        if places:
+            yield f"serving {transport.value} at {', '.join(places)}"
+
+
+def what_it_relays(plan: Plan) -> str:
+    """Say which addresses peers will see."""
+    low, high = plan.config.ports
+    hosts = [
+        relay.local if relay.local == relay.advertised else f"{relay.local} (as {relay.advertised})"
+        for relay in plan.config.relays
+    ]
+    return f"relaying from {', '.join(hosts)}, ports {low} to {high}"
+
+
+def try_lines(listeners: Iterable[ListenAt], user: Credential, names: tuple[str, ...]) -> list[str]:
+    """Return commands that test the server from another machine."""
+    plain = [at for at in listeners if at.transport is Transport.UDP]
+    if not plain:
+        return []
+    uri = turn_uris(plain, names)[0]
+    seen = next(
+        seen
+        for seen in ((at.advertised or at.local) for at in plain)
+        if turn_uris([ListenAt(Transport.UDP, seen)])[0] == uri
+    )
+    return [
+        f"turnd check {uri} --user {user.username}:{user.password}",
+        f"turnutils_uclient -y -c -n 10 -u {user.username} -w {user.password} "
+        f"-p {seen.port} {seen.host}",
+    ]
+
+
+def announce(
+    console: Console,
+    plan: Plan,
+    serving: Sequence[Serving],
+    *,
+    made_up: Credential | None,
+    names: tuple[str, ...] = (),
+) -> None:
+    """Print where turnd serves, and with ``made_up`` how to use it."""
+    for line in where_it_serves(serving):
+        _print(console, line)
+    _print(console, what_it_relays(plan))
+    for warning in plan.warnings:
+        _print(console, f"warning: {warning}", style="yellow")
+    if made_up is None:
+        return
+    there = {place.local for place in serving}
+    listeners = [at for at in plan.config.listeners if at.local in there]
+    uris = turn_uris(listeners, names)
+    _print(console, "")
+    _print(console, "nobody is configured, so one user was made up, until turnd ends:")
+    for uri in uris[:MOST_URIS]:
+        _print(console, f"  urls        {uri}", style="bold")
+    if len(uris) > MOST_URIS:
+        _print(console, f"              and {len(uris) - MOST_URIS} more")
+    _print(console, f"  username    {made_up.username}", style="bold")
+    _print(console, f"  credential  {made_up.password}", style="bold")
+    commands = try_lines(listeners, made_up, names)
+    if commands:
+        _print(console, "")
+        _print(console, "try it from another machine:")
+        for command in commands:
+            _print(console, f"  {command}")
+    _print(console, "")
+
+
+def _print(console: Console, line: str, style: str | None = None) -> None:
+    # Not wrapped: what is printed here is copied.
+    console.print(line, style=style, soft_wrap=True, highlight=False, markup=False)
+
+
+def ordered(addresses: Iterable[Address]) -> list[str]:
+    """Return addresses as texts, sorted for a person."""
+    return [str(one) for one in sorted(addresses, key=lambda one: (one.is_ipv6, one))]

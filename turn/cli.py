@@ -1,0 +1,485 @@
+"""``turnd``: the relay server, and the commands for whoever runs it.
+
+Exit codes: 0 served and stopped as told, 1 it could not be served, 2 wrong usage or configuration.
+Whatever costs time to load is loaded by the command that needs it: ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from turn.config import Flags
+    from turn.plan import Plan
+    from turn.service import Turnd
+    from turn.settings import Settings
+
+SERVED, NOT_AVAILABLE, INTERRUPTED = 0, 1, 130
+"""Exit codes; click itself answers wrong usage with 2, and so does a wrong configuration."""
+WRONG = 2
+
+LIMITS = (
+    "allocations",
+    "allocations_per_user",
+    "allocations_per_client",
+    "permissions_per_allocation",
+    "channels_per_allocation",
+    "tcp_connections_per_allocation",
+    "octets_per_second_per_user",
+    "octets_per_second_per_client",
+    "packets_per_second_per_user",
+    "packets_per_second_per_client",
+    "connections",
+    "connections_per_client",
+    "requests_per_second_per_client",
+    "unverified_burst",
+    "unverified_refill",
+)
+"""The keys of ``[limits]``, each with a flag ``--max-...``.  Written out, for loading the models
+would make ``--help`` slow; a test compares the two."""
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class _Turnd(click.Group):
+    """The server, with commands beside it."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if self.get_command(ctx, name) is None:
+            import difflib
+
+            close = difflib.get_close_matches(name, self.list_commands(ctx), n=1)
+            raise click.UsageError(
+                f"there is no command {name!r}"
+                + (f"; did you mean {close[0]!r}?" if close else "")
+                + ("; a configuration is given with --config" if "." in name else ""),
+                ctx,
+            )
+        return super().resolve_command(ctx, args)
+
+
+def version() -> str:
+    """Return the version of the distribution."""
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
+    try:
+        return installed("natkit")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        click.echo(f"turnd {version()}")
+        ctx.exit()
+
+
+# Options that say what the file says. -------------------------------------------------------------
+
+_PATH = click.Path(path_type=Path)
+
+_CONFIGURATION: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("--listen", "listen", {
+        "multiple": True, "metavar": "URL",
+        "help": "Where clients come to: udp://A:P, tcp, tls or dtls; [v6] in brackets; * is every "
+        "address; ?proxy=CIDR for tcp and tls. Default: UDP and TCP 3478 everywhere.",
+    }),
+    ("--realm", "realm", {"metavar": "NAME", "help": "The realm of the users. Default: natkit."}),
+    ("--user", "auth.users", {
+        "multiple": True, "metavar": "NAME:PASSWORD",
+        "help": "A user. NAME alone: the password is in TURND_PASSWORD or in the file, where `ps` "
+        "does not show it.",
+    }),
+    ("--secret", "auth.secrets", {
+        "multiple": True, "metavar": "TEXT",
+        "help": "A secret of time-limited credentials (TURN REST).",
+    }),
+    ("--secret-file", "auth.secrets", {
+        "multiple": True, "metavar": "PATH", "help": "The same, the first line of a file.",
+    }),
+    ("--user-store", "auth.store", {
+        "metavar": "URL", "help": "A database of users: sqlite:///PATH or redis://HOST:PORT/N.",
+    }),
+    ("--relay-address", "relay.addresses", {
+        "multiple": True, "metavar": "A[=PUBLIC]",
+        "help": "An address to relay from, and what peers see behind a one-to-one NAT.",
+    }),
+    ("--relay-ports", "relay.ports", {
+        "metavar": "LO-HI", "help": "Ports to relay from. Default: 49152-65535.",
+    }),
+    ("--allow-peer", "peers.allow", {
+        "multiple": True, "metavar": "CIDR", "help": "Peers that may be relayed to all the same.",
+    }),
+    ("--deny-peer", "peers.deny", {
+        "multiple": True, "metavar": "CIDR", "help": "Peers that may not be relayed to.",
+    }),
+    ("--cert", "tls.certificate", {
+        "metavar": "PEM", "help": "The certificate chain of TLS and DTLS.",
+    }),
+    ("--key", "tls.key", {"metavar": "PEM", "help": "Its private key, if not in the same file."}),
+    ("--alternate-address", "discovery.alternates", {
+        "multiple": True, "metavar": "A",
+        "help": "A second address of this machine: NAT behaviour discovery (RFC 5780).",
+    }),
+    ("--alternate-server", "alternate_servers", {
+        "multiple": True, "metavar": "A[:P]", "help": "Send new clients there (300 Try Alternate).",
+    }),
+    ("--metrics", "metrics.listen", {
+        "metavar": "A:P", "help": "Serve Prometheus' metrics over HTTP at /metrics.",
+    }),
+    ("--admin-socket", "admin.socket", {
+        "metavar": "PATH", "help": "The socket of `turnd sessions` and the like; \"\" for none.",
+    }),
+    ("--log-format", "log.format", {"metavar": "text|json", "help": "Default: text."}),
+    ("--log-level", "log.level", {
+        "metavar": "LEVEL", "help": "debug, info, warning or error. Default: info.",
+    }),
+)  # fmt: skip
+
+
+def _dest(flag: str) -> str:
+    return flag.removeprefix("--").replace("-", "_")
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).absolute())
+
+
+def _config(text: str) -> Callable[[F], F]:
+    return click.option("--config", "-c", "path", type=_PATH, metavar="TOML", help=text)
+
+
+def _configuration(function: F) -> F:
+    """Add the options that say what the file says, and --config."""
+    for name in reversed(LIMITS):
+        function = click.option(
+            f"--max-{name.replace('_', '-')}", type=int, metavar="N", hidden=name.count("_") > 2
+        )(function)
+    function = click.option(
+        "--partial", is_flag=True, help="Serve even when some listeners cannot be had."
+    )(function)
+    for flag, _, options in reversed(_CONFIGURATION):
+        function = click.option(flag, _dest(flag), **options)(function)
+    return _config("The configuration; flags override it.")(function)
+
+
+def make_flags(given: dict[str, Any]) -> Flags:
+    """Return what the command line said, in the shape of the file."""
+    from turn.config import Flags
+
+    flags = Flags()
+    for flag, path, _ in _CONFIGURATION:
+        value = given.get(_dest(flag))
+        if value is None or value == ():
+            continue
+        keys = tuple(path.split("."))
+        match flag:
+            case "--user":
+                flags.users += value
+            case "--listen":
+                flags.set(keys, [{"url": url} for url in value], flag)
+            case "--secret" | "--secret-file":
+                before = flags.table.get("auth", {}).get("secrets", [])
+                # A path on a command line starts where the command was given.
+                more = value if flag == "--secret" else [{"file": _absolute(v)} for v in value]
+                flags.set(keys, [*before, *more], flag)
+            case "--cert" | "--key":
+                flags.set(keys, _absolute(value), flag)
+            case "--admin-socket":
+                flags.set(keys, _absolute(value) if value else False, flag)
+            case _:
+                flags.set(keys, list(value) if isinstance(value, tuple) else value, flag)
+    if given.get("partial"):
+        flags.set(("partial",), True, "--partial")
+    for name in LIMITS:
+        value = given.get(f"max_{name}")
+        if value is not None:
+            flags.set(("limits", name), value, f"--max-{name.replace('_', '-')}")
+    return flags
+
+
+class Given:
+    """What was given before the command, for the commands that need the configuration."""
+
+    def __init__(self, path: Path | None, given: dict[str, Any]) -> None:
+        self.path = path
+        self.given = given
+
+    def load(self) -> Settings:
+        """Read the configuration; raises :class:`turn.config.ConfigError`."""
+        from turn.config import load
+
+        return load(self.path, make_flags(self.given))
+
+    def beside(self, path: Path | None, given: dict[str, Any]) -> Given:
+        """Return this with what was given behind the command, which goes before."""
+        more = {key: value for key, value in given.items() if value not in (None, (), False)}
+        return Given(path or self.path, self.given | more)
+
+
+# Commands. ----------------------------------------------------------------------------------------
+
+
+@click.group(
+    cls=_Turnd,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit code: 0 stopped as told, 1 cannot be served, 2 wrong usage or configuration.",
+)
+@_configuration
+@click.option(
+    "--check-config",
+    is_flag=True,
+    help="Show the configuration as it would be in force, secrets hidden, and end.",
+)
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version,
+    help="Print the version.",
+)  # fmt: skip
+@click.pass_context
+def turnd(ctx: click.Context, /, *, path: Path | None, check_config: bool, **given: Any) -> int:
+    """Run a TURN server (RFC 8656).
+
+    With nothing configured it serves UDP and TCP on port 3478 of every address of this machine, for
+    one user that it makes up and prints.
+    """
+    ctx.obj = Given(path, given)
+    if ctx.invoked_subcommand is not None:
+        if check_config:
+            raise click.UsageError("--check-config stands alone, without a command")
+        if ctx.invoked_subcommand in {command.name for command in COMMANDS}:
+            _know_socket(ctx, ctx.obj)
+        return SERVED
+    return _check_config(ctx.obj) if check_config else _serve(ctx.obj)
+
+
+def _serve(given: Given) -> int:
+    import asyncio
+
+    from turn.service import Turnd
+
+    async def serve() -> None:
+        await Turnd(given.load, on_ready=_announce, version=version()).run()
+
+    asyncio.run(serve())
+    return SERVED
+
+
+def _announce(running: Turnd) -> None:
+    from turn.announce import announce
+
+    if running.made_up is None and not sys.stdout.isatty():
+        return  # the log says it all
+    announce(
+        _console(),
+        running.plan,
+        list(running.serving.values()),
+        made_up=running.made_up,
+        names=running.certificate_names(),
+    )
+    sys.stdout.flush()
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console()
+
+
+def _check_config(given: Given) -> int:
+    from turn.addresses import local_addresses
+    from turn.announce import what_it_relays
+    from turn.config import effective
+    from turn.plan import make_plan
+
+    settings = given.load()
+    plan = make_plan(settings, local_addresses())
+    click.echo(effective(settings))
+    for line in (*_would_listen(plan), what_it_relays(plan)):
+        click.echo(f"# {line}")
+    for warning in plan.warnings:
+        click.echo(f"# warning: {warning}")
+    if settings.tls is not None:
+        from turn.service import load_certificate
+
+        tls = load_certificate(settings)
+        click.echo(f"# certificate: {'none' if tls is None else tls.describe()}")
+    return SERVED
+
+
+def _would_listen(plan: Plan) -> list[str]:
+    lines: dict[str, list[str]] = {}
+    for at in plan.config.listeners:
+        kind = at.transport.value + (
+            {"UDP": " and DTLS", "TCP": " and TLS"}[at.transport.value] if at.detect else ""
+        )
+        lines.setdefault(kind, []).append(str(at.local))
+    return [f"serves {kind} at {', '.join(places)}" for kind, places in lines.items()]
+
+
+@turnd.command("explain-peer")
+@_configuration
+@click.argument("address")
+@click.pass_obj
+def explain_peer(obj: Given, /, *, address: str, path: Path | None, **given: Any) -> int:
+    """Say whether clients may relay to ADDRESS, by which rule, and how to change it."""
+    from turn.addresses import local_addresses
+    from turn.plan import make_plan
+
+    settings = obj.beside(path, given).load()
+    policy = make_plan(settings, local_addresses()).config.policy
+    for line in policy.explain(address.strip().removeprefix("[").removesuffix("]")):
+        click.echo(line)
+    return SERVED
+
+
+@turnd.group()
+def users() -> None:
+    """Add, remove and list the users of a database."""
+
+
+_STORE = click.option("--user-store", metavar="URL", help="The database; default: the configured.")
+_CONFIG = _config("Where it is named.")
+_REALM = click.option("--realm", metavar="NAME", help="The realm of the users.")
+
+
+def _table(obj: Given, path: Path | None, given: dict[str, Any]) -> Any:
+    from turn.users import open_table
+
+    settings = obj.beside(path, given).load()
+    if settings.auth.store is None:
+        raise click.UsageError(
+            "there is no database: name one with --user-store sqlite:///PATH (or redis://...), or "
+            "store in [auth]"
+        )
+    return open_table(settings.auth.store, settings.realm)
+
+
+@users.command("add")
+@_CONFIG
+@_STORE
+@_REALM
+@click.option("--keys-only", is_flag=True, help="Store the keys of the password, not itself.")
+@click.option("--replace", is_flag=True, help="Change the password of a user who is there.")
+@click.argument("name")
+@click.pass_obj
+def users_add(
+    obj: Given, /, *, name: str, keys_only: bool, replace: bool, path: Path | None, **given: Any
+) -> int:
+    """Add the user NAME.  The password comes from TURND_PASSWORD, standard input or a prompt."""
+    password = os.environ.get("TURND_PASSWORD") or (
+        click.prompt("password", hide_input=True, confirmation_prompt=True, err=True)
+        if sys.stdin.isatty()
+        else sys.stdin.readline().rstrip("\r\n")
+    )
+    if not password:
+        raise click.UsageError("the password is empty")
+    table = _table(obj, path, given)
+    try:
+        table.add(name, password, keys_only=keys_only, replace=replace)
+    finally:
+        table.close()
+    click.echo(f"{name} may relay from now on")
+    return SERVED
+
+
+@users.command("remove")
+@_CONFIG
+@_STORE
+@_REALM
+@click.argument("name")
+@click.pass_obj
+def users_remove(obj: Given, /, *, name: str, path: Path | None, **given: Any) -> int:
+    """Remove the user NAME.  Allocations that there are go on until `turnd disconnect --user`."""
+    table = _table(obj, path, given)
+    try:
+        removed = table.remove(name)
+    finally:
+        table.close()
+    if not removed:
+        raise click.ClickException(f"there is no user {name!r}")
+    click.echo(f"{name} is removed")
+    return SERVED
+
+
+@users.command("list")
+@_CONFIG
+@_STORE
+@_REALM
+@click.pass_obj
+def users_list(obj: Given, /, *, path: Path | None, **given: Any) -> int:
+    """List the users."""
+    table = _table(obj, path, given)
+    try:
+        for name in table.names():
+            click.echo(name)
+    finally:
+        table.close()
+    return SERVED
+
+
+# Commands that speak to a running turnd. ----------------------------------------------------------
+
+from turn.admin_cli import COMMANDS  # noqa: E402  (beside the commands that are here)
+
+for _command in COMMANDS:
+    turnd.add_command(_command)
+
+
+def _know_socket(ctx: click.Context, given: Given) -> None:
+    """Let those commands find the admin socket that the options before them name."""
+    socket = given.given.get("admin_socket")
+    if socket is None and given.path is not None:
+        socket = given.load().admin.socket
+    if socket:
+        ctx.default_map = {str(command.name): {"socket": str(socket)} for command in COMMANDS}
+
+
+# The program. -------------------------------------------------------------------------------------
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """Run ``turnd`` and exit with its code."""
+    sys.exit(run_command(args))
+
+
+def run_command(args: Sequence[str] | None = None) -> int:
+    """Run ``turnd`` with these arguments, by default the program's; return its exit code."""
+    from stun.errors import StunError
+
+    try:
+        code = turnd.main(args, prog_name="turnd", standalone_mode=False)
+        sys.stdout.flush()
+    except click.Abort:
+        click.echo("interrupted", err=True)
+        return INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except StunError as error:
+        from stun.errors import UsageError
+
+        for line in str(error).splitlines():
+            click.echo(f"turnd: {line}", err=True)
+        return WRONG if isinstance(error, UsageError) else NOT_AVAILABLE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output has gone; Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return NOT_AVAILABLE
+    return int(code or SERVED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""What the socket data plane keeps: its sockets, and the flow of each route.
+
+Every relayed transport address is one socket, and there may be thousands: these objects are small,
+and what only busy ones need is made when they become busy.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import sys
+from collections import Counter
+from typing import Final, TypeAlias
+
+from stun.icmp import keep_errors
+from stun.sansio import Address, Handle, Instant, Security
+from stun.sockaddr import family_of, from_sockaddr, to_sockaddr
+from turn.dataplane.base import Route
+from turn.dataplane.mmsg import Destination, Outbox, pack_name
+
+SockAddr: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
+
+LISTENER_BUFFER: Final = 4 << 20
+"""Room for a burst of all clients together; the kernel gives what its limit allows."""
+FLOW_BUFFER: Final = 1 << 20
+
+_LINUX = sys.platform == "linux"
+_NONBLOCK = getattr(socket, "SOCK_NONBLOCK", 0)
+# Values of <linux/in.h> and <linux/in6.h>; Python 3.11's socket module lacks these names.
+_IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _IPV6_DONTFRAG = 10, 23, 62
+_PMTUDISC_DONT, _PMTUDISC_WANT, _PMTUDISC_PROBE = 0, 1, 3
+
+CHANNEL: Final = struct.Struct("!HH")
+"""The header of ChannelData (RFC 8656 section 12.4): channel number, length."""
+
+
+def open_socket(local: Address) -> socket.socket:
+    """Return a bound, non-blocking socket.  Raises ``OSError``, ``ValueError``, ``OverflowError``.
+
+    Each call costs about as much as relaying a packet does, and a relay makes and closes thousands
+    of sockets: what is not needed is not called.
+    """
+    sock = socket.socket(family_of(local), socket.SOCK_DGRAM | _NONBLOCK)
+    try:
+        if not _NONBLOCK:
+            sock.setblocking(False)
+        if sock.family == socket.AF_INET6:
+            # One family a socket: a mapped address never reaches a machine.
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        keep_errors(sock)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def set_dont_fragment(sock: socket.socket, *, on: bool) -> None:
+    """Set DF in what is sent from now on, or let it be fragmented on the way.
+
+    RFC 8656 section 15.1: DF is 0 unless DONT-FRAGMENT asks for it.  PROBE sets DF without regard
+    to what the kernel believes of the path: the client is the one who looks for its MTU.
+    """
+    if not _LINUX:
+        return
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(
+            socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE if on else _PMTUDISC_WANT
+        )
+        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_DONTFRAG, int(on))
+    else:
+        sock.setsockopt(
+            socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE if on else _PMTUDISC_DONT
+        )
+
+
+class Listener:
+    """A socket that clients send to, bound to one address."""
+
+    __slots__ = ("handle", "is_open", "local", "outbox", "received", "routes", "security", "sock")
+
+    def __init__(self, handle: Handle, local: Address, security: Security) -> None:
+        self.handle = handle
+        self.security = security
+        self.sock = sock = open_socket(local)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LISTENER_BUFFER)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LISTENER_BUFFER)
+            sock.bind(to_sockaddr(local))
+            self.local = from_sockaddr(sock.getsockname())
+        except BaseException:
+            sock.close()
+            raise
+        self.outbox = Outbox(sock)
+        self.routes: dict[bytes, Flow] = {}
+        """By the client's name (:func:`turn.dataplane.mmsg.pack_name`) and the channel number."""
+        self.is_open = True
+        self.received = 0
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        self.is_open = False
+        self.sock.close()
+
+
+class Relay:
+    """The socket of a relayed transport address."""
+
+    __slots__ = ("flows", "handle", "is_open", "local", "sock")
+
+    def __init__(self, handle: Handle, local: Address) -> None:
+        self.handle = handle
+        self.sock = sock = open_socket(local)
+        try:
+            if _LINUX and sock.family == socket.AF_INET:
+                set_dont_fragment(sock, on=False)
+            sock.bind(to_sockaddr(local))
+            self.local = local if local.port else from_sockaddr(sock.getsockname())
+        except BaseException:
+            sock.close()
+            raise
+        self.flows: dict[SockAddr, Flow] | None = None
+        """By peer, as the socket module writes addresses; made for the first route."""
+        self.is_open = True
+
+    def flow_of(self, source: SockAddr) -> Flow | None:
+        """Return the flow of a peer."""
+        return None if self.flows is None else self.flows.get(source)
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        self.is_open = False
+        self.sock.close()
+
+
+class Flow(Destination):
+    """A route.  As a destination it is the client; ``outgoing`` waits for the peer.
+
+    A flow that proves busy gets a socket of its own (``sock``), bound to the relayed transport
+    address and connected to the peer.  The kernel then finds the way once instead of for every
+    packet, and neither it nor Python writes or reads an address: that is a third of what relaying
+    a packet costs.
+    """
+
+    __slots__ = (
+        "backoff", "channel", "expires", "largest", "listener", "meter", "outbox", "outgoing",
+        "packets", "pause", "peer", "relay", "route", "sock", "table_key", "trusted_from",
+    )  # fmt: skip
+
+    def __init__(self, route: Route, listener: Listener, relay: Relay, expires: Instant) -> None:
+        super().__init__(pack_name(route.key.client))
+        self.route = route
+        self.channel = route.key.channel
+        self.table_key = self.name + self.channel.to_bytes(2, "big")
+        self.meter = route.meter
+        self.listener = listener
+        self.outbox = listener.outbox
+        self.relay = relay
+        self.peer = as_received(route.peer)
+        self.expires = expires
+        self.outgoing: list[memoryview] = []
+        self.packets = 0
+        """Until it has a socket of its own."""
+        self.sock: socket.socket | None = None
+        self.trusted_from: Instant = 0
+        self.largest = 1 << 16
+        """Segments that are larger are known to fail."""
+        self.pause = self.backoff = 8
+        """When to look again whether packets of the peer come in bursts."""
+
+    def connect(self) -> None:
+        """Get a socket of its own.  Raises ``OSError``; all is then as it was.
+
+        SO_REUSEADDR is on only while it is needed: it would let any other program share the port.
+        """
+        main, local = self.relay.sock, to_sockaddr(self.relay.local)
+        sock = open_socket(self.relay.local)
+        try:
+            if sock.family == socket.AF_INET:
+                set_dont_fragment(sock, on=False)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, FLOW_BUFFER)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            main.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                sock.bind(local)
+                sock.connect(self.peer)
+            finally:
+                main.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+        except BaseException:
+            sock.close()
+            raise
+        self.sock = sock
+
+
+def as_received(address: Address) -> SockAddr:
+    """Return a transport address as ``recvfrom`` will write it.  Raises ``OSError``."""
+    if ":" not in address.host:
+        return (address.host, address.port)
+    sockaddr = to_sockaddr(address)
+    host = socket.inet_ntop(socket.AF_INET6, socket.inet_pton(socket.AF_INET6, sockaddr[0]))
+    return (host, address.port, 0, sockaddr[3] if len(sockaddr) == 4 else 0)
+
+
+Refused: TypeAlias = Counter[int]

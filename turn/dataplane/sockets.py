@@ -1,0 +1,625 @@
+"""The data plane on the system's sockets: batches in, a table of routes, batches out.
+
+Theory of operation.  All sockets are in one epoll set of the plane's own, whose descriptor is the
+only one that the event loop knows: a wake-up is one callback, however many sockets are ready, and
+an event loop's callback costs more than relaying a packet does.
+
+From a listener up to :data:`turn.dataplane.mmsg.BATCH` datagrams are read with one system call.
+Source and channel number lie in memory side by side and are the key of :attr:`Listener.routes`.  A
+hit is a :class:`turn.dataplane.flows.Flow`: what follows the header is sent to the peer from where
+it was read.  Datagrams of one flow that were read together leave together, as one segmented
+datagram (GSO).  In the other direction ChannelData's header is written before the datagram, where
+room was left for it, and what goes to all clients leaves with one system call for each listener.
+
+A miss is given to the machine.  Bare Binding requests, of which a public server gets more than of
+anything else, are answered from their octets.
+
+Nothing is ever looked at without a bound: per wake-up at most :data:`EVENTS` sockets, a batch each.
+"""
+
+from __future__ import annotations
+
+import errno
+import select
+import socket
+from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
+from time import monotonic_ns, sleep
+from typing import Final, TypeAlias
+
+from stun.datagrams import Core, UdpDatagrams
+from stun.icmp import read_errors
+from stun.sansio import (
+    SECOND,
+    Address,
+    Closed,
+    Handle,
+    Instant,
+    Opened,
+    OpenUdp,
+    Received,
+    Security,
+    Transmit,
+    Undeliverable,
+)
+from stun.sockaddr import cause_of_bind, detail_of, from_sockaddr, is_wildcard, to_sockaddr
+from stun.udp import SEND_REASONS
+from turn.dataplane.base import Route, RouteKey
+from turn.dataplane.flows import CHANNEL, Flow, Listener, Relay, SockAddr, set_dont_fragment
+from turn.dataplane.mmsg import (
+    HEADROOM,
+    NOT_SEGMENTED,
+    WORTHWHILE,
+    Inbox,
+    has_segmentation,
+    pack_name,
+    runs,
+    segment_size,
+    unpack_name,
+)
+
+Bare: TypeAlias = Callable[[bytes, bytes, Instant], bytes | None]
+"""Answers a bare Binding request: its 20 octets, the source's port and host packed, the time.
+
+``None``: that is for the machine.  No octets: no answer is due.
+"""
+
+EVENTS: Final = 256
+"""Sockets served in one wake-up before streams and timers get their turn."""
+PEER_BATCH: Final = 32
+"""Datagrams read from one peer in one wake-up."""
+BUSY: Final = 32
+"""Packets after which a flow gets a socket of its own."""
+SETTLING: Final = SECOND
+"""How long the source of a packet is still checked on the socket of one flow alone.
+
+Between bind and connect it takes packets from everybody, and those that the kernel had in its hands
+at that moment may be queued a little later.
+"""
+_BACKOFF: Final = 64
+TURN: Final = SECOND // 1000
+"""How long the plane goes on serving what is ready before streams and timers get their turn."""
+DENSE: Final = SECOND // 10_000
+FEW: Final = 4
+GATHER: Final = 50e-6
+"""Seconds of rest after fewer than :data:`FEW` forwarded datagrams, :data:`DENSE` since the last.
+
+Waking up costs as much as relaying some packets does, and where many come one by one it would be
+paid for each.  It is what network cards do (interrupt moderation), in their order of magnitude:
+nothing beside the time a packet takes through the Internet.
+"""
+
+_BARE = bytes.fromhex("0001 0000 2112 a442")
+_BARE_SIZE = 20
+_IN: Final = getattr(select, "EPOLLIN", 1)
+_names = lru_cache(4096)(pack_name)
+
+
+class SocketPlane:
+    """A :class:`stun.datagrams.Datagrams` that is a :class:`turn.dataplane.base.DataPlane` too.
+
+    ``bare`` answers bare Binding requests, see :data:`Bare`; ``observe`` is given how long each
+    datagram took, in nanoseconds, that was passed to the machine.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        *,
+        bare: Bare | None = None,
+        observe: Callable[[int], None] | None = None,
+    ) -> None:
+        self._core = core
+        self._bare = bare
+        self._observe = observe
+        self._listeners: dict[Handle, Listener] = {}
+        self._relays: dict[Handle, Relay] = {}
+        self._from: dict[Address, Listener | Relay] = {}
+        self._by_fd: dict[int, Flow | Listener | Relay] = {}
+        self._flows: dict[RouteKey, Flow] = {}
+        # A wildcard listener must learn from the kernel where each datagram was sent to.
+        self._wildcards = UdpDatagrams(core)
+        self._inbox = Inbox()
+        self._inbox6: Inbox | None = None
+        self._peers = Inbox(128, named=False)
+        self._segment = has_segmentation()
+        self._refused: Counter[int] = Counter()
+        self._counts: Counter[str] = Counter()
+        self._ended: Instant = 0
+        self.received = self.sent = self.to_peers = self.to_clients = 0
+        self._epoll: select.epoll | None = None
+
+    # Sockets. -------------------------------------------------------------------------------------
+
+    def open(self, order: OpenUdp) -> Opened | Closed:
+        """Bind a socket and start to read it."""
+        handle, local = order.handle, order.local
+        if is_wildcard(local.host):
+            return self._wildcards.open(order)
+        try:
+            port: Listener | Relay
+            if order.serves or order.security is not Security.NONE:
+                port = self._listeners[handle] = Listener(handle, local, order.security)
+            else:
+                port = self._relays[handle] = Relay(handle, local)
+        except OSError as error:
+            return Closed(handle, cause_of_bind(error), detail_of(error))
+        if self._epoll is None and hasattr(select, "epoll"):
+            self._epoll = select.epoll()
+            self._core.reactor.watch(self._epoll.fileno(), self._on_ready, None)
+        self._from[port.local] = port
+        self._watch(port.sock, port)
+        return Opened(handle, port.local)
+
+    def shut(self, handle: Handle) -> bool:
+        """Close a socket; say whether there was one."""
+        port: Listener | Relay | None
+        if (port := self._relays.pop(handle, None)) is not None:
+            if port.flows:
+                for flow in [*port.flows.values()]:
+                    self.remove(flow.route.key)
+        elif (port := self._listeners.pop(handle, None)) is not None:
+            for flow in [*port.routes.values()]:
+                self.remove(flow.route.key)
+            port.outbox.flush()
+            self._count_outbox(self._counts, port)
+        else:
+            return self._wildcards.shut(handle)
+        del self._from[port.local]
+        self._unwatch(port.sock)
+        port.close()
+        return True
+
+    def close(self) -> None:
+        """Close every socket."""
+        for handle in [*self._relays, *self._listeners]:
+            self.shut(handle)
+        self._wildcards.close()
+        if self._epoll is not None:
+            self._core.reactor.unwatch(self._epoll.fileno())
+            self._epoll.close()
+            self._epoll = None
+
+    def _watch(self, sock: socket.socket, source: Flow | Listener | Relay) -> None:
+        fd = sock.fileno()
+        self._by_fd[fd] = source
+        if self._epoll is not None:
+            self._epoll.register(fd, _IN)
+        else:
+            self._core.reactor.watch(fd, partial(self._serve, [(fd, _IN)]), None)
+
+    def _unwatch(self, sock: socket.socket) -> None:
+        fd = sock.fileno()
+        del self._by_fd[fd]
+        if self._epoll is None:  # closing takes it out of an epoll set
+            self._core.reactor.unwatch(fd)
+
+    # Routes. --------------------------------------------------------------------------------------
+
+    def install(self, route: Route, expires: Instant) -> None:
+        """Forward on ``route`` until ``expires``; a known key gets the new bound."""
+        key = route.key
+        flow = self._flows.get(key)
+        if flow is not None:
+            if flow.route is route:
+                flow.expires = expires
+                return
+            self.remove(key)
+        listener, relay = self._from.get(key.server), self._from.get(route.relay)
+        if type(listener) is not Listener or type(relay) is not Relay:
+            # On a wildcard listener, say: the machine relays by itself.
+            self._counts["routes that were not for these sockets"] += 1
+            return
+        try:
+            flow = Flow(route, listener, relay, expires)
+        except (OSError, ValueError, OverflowError):
+            self._counts["routes that were not for these sockets"] += 1
+            return
+        self._flows[key] = flow
+        listener.routes[flow.table_key] = flow
+        if relay.flows is None:
+            relay.flows = {}
+        relay.flows[flow.peer] = flow
+
+    def remove(self, key: RouteKey) -> None:
+        """Forward no longer on ``key``."""
+        flow = self._flows.pop(key, None)
+        if flow is None:
+            return
+        flow.expires = 0
+        flow.outgoing.clear()
+        flow.listener.outbox.forget(flow)
+        del flow.listener.routes[flow.table_key]
+        if flow.relay.flows is not None:
+            flow.relay.flows.pop(flow.peer, None)
+        if flow.sock is not None:
+            self._unwatch(flow.sock)
+            flow.sock.close()
+            flow.sock = None
+
+    def _promote(self, flow: Flow, now: Instant) -> None:
+        """Give a busy flow a socket of its own."""
+        flow.packets = -1 << 62  # not again
+        try:
+            flow.connect()
+        except OSError:  # no descriptor left, or no route to the peer: it works as before
+            self._counts["flows without a socket of their own"] += 1
+            return
+        assert flow.sock is not None
+        flow.trusted_from = now + SETTLING
+        self._watch(flow.sock, flow)
+
+    # A wake-up. -----------------------------------------------------------------------------------
+
+    def _on_ready(self) -> None:
+        epoll = self._epoll
+        begin = monotonic_ns()
+        dense = begin - self._ended < DENSE
+        while epoll is not None and (events := epoll.poll(0, EVENTS)):
+            before = self.to_peers + self.to_clients
+            self._serve(events)
+            if monotonic_ns() - begin > TURN:
+                break
+            forwarded = self.to_peers + self.to_clients - before
+            if dense and 0 < forwarded < FEW:
+                sleep(GATHER)
+            epoll = self._epoll  # gone, if the machine has had enough
+        self._core.settle()
+        self._ended = monotonic_ns()
+
+    def _serve(self, events: list[tuple[int, int]]) -> None:
+        now = self._core.reactor.now()
+        by_fd, peers, ready = self._by_fd, self._peers, _IN
+        memory, starts, addresses, views = (
+            peers.memory, peers.starts, peers.addresses, peers.views,
+        )  # fmt: skip
+        write_header = CHANNEL.pack_into
+        slot, last, got = 0, peers.slots - PEER_BATCH, 0
+        for fd, mask in events:
+            flow = by_fd.get(fd)
+            if type(flow) is not Flow:
+                if type(flow) is Listener:
+                    self._read_listener(flow, mask)
+                elif type(flow) is Relay:
+                    self._read_relay(flow, mask)
+                continue
+            if mask != ready or now < flow.trusted_from or now >= flow.expires:
+                self._read_with_care(flow, mask)
+                continue
+            if slot > last:
+                self._flush_listeners()
+                slot = 0
+            if not flow.pause:
+                slot += self._read_burst(flow, slot, now)
+                continue
+            flow.pause -= 1
+            try:
+                length = flow.sock.recv_into(views[slot])  # type: ignore[union-attr]
+            except BlockingIOError:
+                continue
+            except OSError:
+                self._read_with_care(flow, mask)
+                continue
+            got += 1
+            meter = flow.meter
+            meter.octets -= length
+            meter.packets -= 1
+            if (meter.octets >= 0 and meter.packets >= 0) or meter.renew(now):
+                usage = meter.usage
+                usage.packets_to_client += 1
+                usage.octets_to_client += length
+                write_header(memory, starts[slot] - 4, flow.channel, length)
+                outbox = flow.outbox
+                outbox.names.append(flow.name)
+                outbox.vector += (addresses[slot] - 4, length + 4)
+                slot += 1
+        self.received += got
+        self.to_clients += got
+        self._flush_listeners()
+
+    def _read_burst(self, flow: Flow, slot: int, now: Instant) -> int:
+        """Read several packets of a peer into the slots from ``slot`` on; return how many."""
+        peers, sock = self._peers, flow.sock
+        assert sock is not None
+        try:
+            lengths = peers.receive(sock, slot, PEER_BATCH)
+        except OSError:
+            self._report_errors(sock, flow.relay.local)
+            return 0
+        if len(lengths) < WORTHWHILE:
+            flow.pause = flow.backoff = min(2 * flow.backoff, _BACKOFF)
+        else:
+            flow.backoff = 4
+        count, octets = len(lengths), sum(lengths)
+        self.received += count
+        self.to_clients += count
+        meter, waiting, channel = flow.meter, flow.waiting, flow.channel
+        usage = meter.usage
+        memory, starts, addresses = peers.memory, peers.starts, peers.addresses
+        write_header = CHANNEL.pack_into
+        if not waiting:
+            flow.outbox.destinations.append(flow)
+        if octets <= meter.octets and count <= meter.packets:
+            meter.octets -= octets
+            meter.packets -= count
+            usage.packets_to_client += count
+            usage.octets_to_client += octets
+            for n, length in enumerate(lengths, slot):
+                write_header(memory, starts[n] - 4, channel, length)
+                waiting += (addresses[n] - 4, length + 4)
+        else:
+            for n, length in enumerate(lengths, slot):
+                if meter.take(length, now):
+                    usage.packets_to_client += 1
+                    usage.octets_to_client += length
+                    write_header(memory, starts[n] - 4, channel, length)
+                    waiting += (addresses[n] - 4, length + 4)
+        return count
+
+    def _read_with_care(self, flow: Flow, mask: int) -> None:
+        """Read what may not be of the flow's peer, or no longer allowed; take note of errors."""
+        sock = flow.sock
+        assert sock is not None
+        if mask != _IN:
+            self._report_errors(sock, flow.relay.local)
+        self._read_checked(flow.relay, sock)
+
+    def _flush_listeners(self) -> None:
+        for listener in self._listeners.values():
+            outbox = listener.outbox
+            if outbox.names or outbox.destinations:
+                outbox.flush()
+
+    # From clients. --------------------------------------------------------------------------------
+
+    def _read_listener(self, listener: Listener, mask: int) -> None:
+        sock = listener.sock
+        if mask != _IN:
+            self._report_errors(sock, listener.local)
+            if not listener.is_open:
+                return
+        if sock.family == socket.AF_INET6:
+            if self._inbox6 is None:
+                self._inbox6 = Inbox(ipv6=True)
+            inbox = self._inbox6
+        else:
+            inbox = self._inbox
+        try:
+            lengths = inbox.receive(sock)
+        except OSError:
+            self._report_errors(sock, listener.local)
+            return
+        now = self._core.reactor.now()
+        memory, view, find = inbox.memory, inbox.view, listener.routes.get
+        read_header = CHANNEL.unpack_from
+        active: list[Flow] = []
+        self.received += len(lengths)
+        for key, start, length in zip(inbox.keys, inbox.starts, lengths, strict=False):
+            flow = find(memory[key])
+            if flow is not None and length >= HEADROOM and now < flow.expires:
+                _, size = read_header(memory, start)
+                # RFC 8656 section 12.5: over UDP "padding is not required but MAY be included".
+                if size <= length - HEADROOM < size + 4:
+                    meter = flow.meter
+                    meter.octets -= size
+                    meter.packets -= 1
+                    if (meter.octets >= 0 and meter.packets >= 0) or meter.renew(now):
+                        usage = meter.usage
+                        usage.packets_from_client += 1
+                        usage.octets_from_client += size
+                        outgoing = flow.outgoing
+                        if not outgoing:
+                            active.append(flow)
+                        outgoing.append(view[start + 4 : start + 4 + size])
+                    continue
+            self._miss(listener, inbox, inbox.starts.index(start), length)
+            if not listener.is_open:
+                break
+        if active:
+            self._send_to_peers(active, now)
+
+    def _miss(self, listener: Listener, inbox: Inbox, slot: int, length: int) -> None:
+        """Give to the machine, or answer, what no route covers."""
+        memory, start = inbox.memory, inbox.starts[slot]
+        data = memory[start : start + length]
+        core = self._core
+        if listener.security is not Security.NONE and (
+            listener.security is Security.REQUIRED or (length and 20 <= data[0] <= 63)
+        ):
+            packet = Received(data, unpack_name(memory[inbox.names[slot]]), listener.local)
+            core.encrypted(packet, listener.handle)
+            return
+        now = core.reactor.now()
+        if length == _BARE_SIZE and self._bare is not None and data.startswith(_BARE):
+            name = memory[inbox.names[slot]]
+            host = name[6:22] if inbox.ipv6 else name[2:6]
+            answer = self._bare(data, name[:2] + host, now)
+            if answer is not None:
+                if answer:
+                    listener.outbox.add(answer, name)
+                return
+        source = unpack_name(memory[inbox.names[slot]])
+        self._hand_over(Received(data, source, listener.local), now)
+
+    def _send_to_peers(self, flows: list[Flow], now: Instant) -> None:
+        """Send what waits for peers.  For a flow that is gone nothing does."""
+        sent = 0
+        for flow in flows:
+            outgoing = flow.outgoing
+            count = len(outgoing)
+            sock = flow.sock
+            try:
+                if count == 1:
+                    if sock is not None:
+                        sock.send(outgoing[0])
+                    else:
+                        flow.relay.sock.sendto(outgoing[0], flow.peer)
+                elif count < WORTHWHILE:
+                    for part in outgoing:
+                        self._send_one(flow, part)
+                else:
+                    self._send_burst(flow)
+            except OSError:
+                for part in outgoing:
+                    self._try_again(flow, part)
+            sent += count
+            outgoing.clear()
+            if sock is None and count:
+                flow.packets += count
+                if flow.packets >= BUSY:
+                    self._promote(flow, now)
+        self.to_peers += sent
+
+    def _send_burst(self, flow: Flow) -> None:
+        """Send several datagrams of one flow, segmented where that works."""
+        outgoing = flow.outgoing
+        sizes = [len(part) for part in outgoing]
+        for first, count in runs(sizes):
+            if count > 1 and self._segment and sizes[first] <= flow.largest:
+                parts = outgoing[first : first + count]
+                ancillary = segment_size(sizes[first])
+                try:
+                    if flow.sock is not None:
+                        flow.sock.sendmsg(parts, ancillary)
+                    else:
+                        flow.relay.sock.sendmsg(parts, ancillary, 0, flow.peer)
+                    continue
+                except OSError as error:
+                    if error.errno in NOT_SEGMENTED:
+                        flow.largest = 0 if error.errno == errno.EIO else sizes[first] - 1
+            for part in outgoing[first : first + count]:
+                try:
+                    self._send_one(flow, part)
+                except OSError:
+                    self._try_again(flow, part)
+
+    def _send_one(self, flow: Flow, part: memoryview) -> None:
+        if flow.sock is not None:
+            flow.sock.send(part)
+        else:
+            flow.relay.sock.sendto(part, flow.peer)
+
+    def _try_again(self, flow: Flow, part: memoryview) -> None:
+        """Send once more: the error may be the ICMP error of an earlier datagram."""
+        try:
+            self._send_one(flow, part)
+        except OSError as again:
+            self._refused[again.errno or 0] += 1
+
+    # From peers, where a flow has no socket of its own (yet). -------------------------------------
+
+    def _read_relay(self, relay: Relay, mask: int) -> None:
+        if mask != _IN:
+            self._report_errors(relay.sock, relay.local)
+        self._read_checked(relay, relay.sock)
+
+    def _read_checked(self, relay: Relay, sock: socket.socket) -> None:
+        view = self._inbox.views[0]
+        for _ in range(PEER_BATCH):
+            if not relay.is_open or sock.fileno() < 0:
+                return
+            try:
+                length, source = sock.recvfrom_into(view)
+            except BlockingIOError:
+                return
+            except OSError:
+                self._report_errors(sock, relay.local)
+                continue
+            self.received += 1
+            flow = relay.flow_of(source)
+            now = self._core.reactor.now()
+            if flow is None or now >= flow.expires:
+                self._punt(relay, bytes(view[:length]), source)
+                continue
+            meter = flow.meter
+            if not meter.take(length, now):
+                continue
+            meter.usage.packets_to_client += 1
+            meter.usage.octets_to_client += length
+            self.to_clients += 1
+            header = CHANNEL.pack(flow.channel, length)
+            flow.listener.outbox.add(header + bytes(view[:length]), flow.name)
+            if flow.sock is None:
+                flow.packets += 1
+                if flow.packets >= BUSY:
+                    self._promote(flow, now)
+
+    def _punt(self, relay: Relay, data: bytes, source: SockAddr) -> None:
+        packet = Received(data, from_sockaddr(source), relay.local)
+        self._hand_over(packet, self._core.reactor.now())
+
+    def _hand_over(self, packet: Received, now: Instant) -> None:
+        """Give a datagram to the machine."""
+        core = self._core
+        core.machine.receive(packet, now)
+        core.pump()
+        if self._observe is not None:
+            self._observe(core.reactor.now() - now)
+
+    def _report_errors(self, sock: socket.socket, local: Address) -> None:
+        if sock.fileno() < 0:
+            return
+        for error in read_errors(sock):
+            self._core.tell(Undeliverable(local, *error))
+
+    # What the machine sends. ----------------------------------------------------------------------
+
+    def send(self, transmit: Transmit) -> None:
+        """Send, now or at the next :meth:`flush`.  Never raises: what cannot be sent is counted."""
+        port = self._from.get(transmit.source)
+        if port is None:
+            self._wildcards.send(transmit)
+            return
+        destination = transmit.destination
+        try:
+            if type(port) is Listener:
+                port.outbox.add(transmit.data, _names(destination))
+                return
+            if transmit.dont_fragment:
+                set_dont_fragment(port.sock, on=True)
+            to = to_sockaddr(destination) if "%" in destination.host else destination
+            try:
+                port.sock.sendto(transmit.data, to)
+            except OSError:
+                # It may be the pending ICMP error of an earlier datagram: this one was not tried.
+                port.sock.sendto(transmit.data, to)
+            finally:
+                if transmit.dont_fragment:
+                    set_dont_fragment(port.sock, on=False)
+        except OSError as error:
+            self._refused[error.errno or 0] += 1
+        except (ValueError, OverflowError) as error:
+            self._counts[f"not sent: {error}"] += 1
+        else:
+            self.sent += 1
+
+    def flush(self) -> None:
+        """Send what :meth:`send` has collected."""
+        for listener in self._listeners.values():
+            listener.outbox.flush()
+
+    # Counting. ------------------------------------------------------------------------------------
+
+    def counters(self) -> Mapping[str, int]:
+        """Return what was received, sent and refused since the start."""
+        counts = Counter(self._counts)
+        counts.update(self._wildcards.counters())
+        counts["datagrams received"] += self.received
+        counts["datagrams sent"] += self.sent + self.to_peers
+        counts["forwarded to peers"] += self.to_peers
+        for listener in self._listeners.values():
+            self._count_outbox(counts, listener)
+        for code, count in self._refused.items():
+            counts[f"not sent: {_why(code)}"] += count
+        return counts
+
+    @staticmethod
+    def _count_outbox(counts: Counter[str], listener: Listener) -> None:
+        counts["datagrams sent"] += listener.outbox.sent
+        for code, count in listener.outbox.refused.items():
+            counts[f"not sent: {_why(code)}"] += count
+
+
+def _why(code: int) -> str:
+    return SEND_REASONS.get(code) or errno.errorcode.get(code, str(code))

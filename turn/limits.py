@@ -1,0 +1,43 @@
+"""How many descriptors the process may have, and how many the configuration may come to need."""
+
+from __future__ import annotations
+
+import resource
+
+from turn.server.config import ServerConfig
+
+SPARE = 64
+"""Descriptors for the log, the admin socket, metrics, databases and the event loop."""
+
+
+def raise_descriptor_limit() -> int:
+    """Raise the soft limit of open descriptors to the hard one; return it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        except (OSError, ValueError):
+            # A hard limit of "unlimited" is more than some kernels let a process ask for.
+            return soft
+    return hard
+
+
+def wanted_descriptors(config: ServerConfig) -> int:
+    """Return how many descriptors the server has open when everything it allows is in use."""
+    low, high = config.ports
+    ports = (high - low + 1) * len(config.relays)
+    allocations = min(config.limits.allocations or ports, ports)
+    connections = config.limits.connections
+    return len(config.listeners) + allocations + connections + SPARE
+
+
+def descriptor_warning(config: ServerConfig, limit: int) -> str | None:
+    """Say that descriptors run out before allocations do, if they do."""
+    wanted = wanted_descriptors(config)
+    if wanted <= limit:
+        return None
+    return (
+        f"this process may open {limit} descriptors, and with every allocation and connection in "
+        f"use it needs {wanted}; raise it (LimitNOFILE= of systemd, `ulimit -Hn`) or lower "
+        "[limits] allocations and connections"
+    )

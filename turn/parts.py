@@ -1,0 +1,213 @@
+"""What stands beside the server machine and may be exchanged while it runs.
+
+That is the database of users, the metrics port and the admin socket.  Each has a *key*, the part of
+the settings that it was opened for.  :meth:`Parts.open` opens those whose key is another in the new
+settings, beside those that run; :meth:`Parts.commit` lets the new ones take their place, and
+:meth:`Parts.abandon` closes them again if something else was wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Coroutine, Hashable, Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from stun.errors import UsageError
+from stun.nonce import NonceMaker
+from turn.admin import AdminSocket, default_path
+from turn.metrics import MetricsServer, Source, registry
+from turn.operations import Operated, commands
+from turn.server.events import LookUp
+from turn.settings import Settings
+from turn.users.base import redacted
+from turn.users.cache import CachedUsers
+
+if TYPE_CHECKING:
+    from turn.users.base import Loader
+
+
+class Host(Operated, Source, Protocol):
+    """What the parts need of the turnd that they belong to."""
+
+    nonces: NonceMaker
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Have something done beside the server; its failure ends turnd."""
+        ...
+
+    def found(self, lookup: LookUp) -> None:
+        """Go on with the requests that waited for the database."""
+        ...
+
+    def elsewhere(self, allocations: Mapping[str, int]) -> None:
+        """Take what users have on other servers."""
+        ...
+
+    def database_state(self, problem: str | None) -> None:
+        """Take that the database is out of reach, or (``None``) back."""
+        ...
+
+    def warn(self, text: str) -> None:
+        """Tell the operator."""
+        ...
+
+
+class Part:
+    """One that is open."""
+
+    def __init__(self, name: str, key: Hashable) -> None:
+        self.name = name
+        self.key = key
+        self.stack = AsyncExitStack()
+        self.loader: Loader | None = None
+        self.users: CachedUsers | None = None
+        self.url = ""
+
+    @property
+    def words(self) -> str:
+        """What it is now, for a person."""
+        if self.key is None:
+            return "none"
+        return str(self.key) if self.users is None else redacted(self.url)
+
+
+class Parts:
+    """The parts of one turnd."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._open: dict[str, Part] = {}
+        self._next: dict[str, Part] = {}
+        self._openers = {
+            "database": (_database_key, self._database),
+            "metrics": (_metrics_key, self._metrics),
+            "admin": (_admin_key, self._admin),
+        }
+
+    @property
+    def users(self) -> CachedUsers | None:
+        """The users of the database, if there is one."""
+        part = self._open.get("database")
+        return None if part is None else part.users
+
+    def take(self, lookup: LookUp) -> None:
+        """Ask the database."""
+        part = self._open.get("database")
+        if part is not None and part.loader is not None:
+            part.loader.take(lookup)
+
+    async def open(self, settings: Settings) -> None:
+        """Open what ``settings`` want and is not open.  Raises ``StunError``, with nothing open."""
+        try:
+            for name, (key_of, opener) in self._openers.items():
+                key = key_of(settings)
+                before = self._open.get(name)
+                if before is not None and before.key == key:
+                    continue
+                part = self._next[name] = Part(name, key)
+                if key is not None:
+                    await opener(part, settings)
+        except BaseException:
+            await self.abandon()
+            raise
+
+    async def abandon(self) -> None:
+        """Close what was opened and not taken."""
+        parts, self._next = self._next, {}
+        for part in parts.values():
+            await part.stack.aclose()
+
+    def commit(self) -> list[tuple[Part, Part]]:
+        """Go over to what was opened; return what it replaces, to be closed, and by what."""
+        replaced = [
+            (self._open[name], new) for name, new in self._next.items() if name in self._open
+        ]
+        self._open |= self._next
+        self._next = {}
+        return replaced
+
+    async def close(self) -> None:
+        """Close everything."""
+        await self.abandon()
+        parts, self._open = self._open, {}
+        for part in reversed(parts.values()):
+            await part.stack.aclose()
+
+    # Opening. -------------------------------------------------------------------------------------
+
+    async def _database(self, part: Part, settings: Settings) -> None:
+        from turn.users import open_backend
+        from turn.users.base import Loader, Where, where
+
+        url, host = settings.auth.store, self._host
+        assert url is not None
+        backend = open_backend(url, settings.realm)
+        users = CachedUsers()
+        loader = Loader(users, backend, host.found, report=host.database_state)
+        part.stack.push_async_callback(loader.close)
+        # A database that is named wrongly must not be found out by the first client.
+        await backend.changed()
+        part.users, part.loader, part.url = users, loader, url
+        self._beside(part, loader.run())
+        if where(url) is Where.REDIS:
+            from turn.users.fleet import FleetState
+
+            fleet = FleetState(
+                url,
+                settings.realm,
+                host.nonces,
+                counts=lambda: Counter(session.username for session in host.sessions()),
+                elsewhere=host.elsewhere,
+                report=host.database_state,
+            )
+            part.stack.push_async_callback(fleet.close)
+            await fleet.exchange()
+            self._beside(part, fleet.run())
+
+    async def _metrics(self, part: Part, settings: Settings) -> None:
+        assert settings.metrics.listen is not None
+        server = MetricsServer(settings.metrics.listen, registry(self._host))
+        await part.stack.enter_async_context(server)
+
+    async def _admin(self, part: Part, settings: Settings) -> None:
+        path = _admin_key(settings)
+        assert path is not None
+        socket = AdminSocket(path, commands(self._host))
+        try:
+            await part.stack.enter_async_context(socket)
+        except UsageError as error:
+            # Nobody asked for it by name: turnd can do without.
+            if settings.admin.socket is not None:
+                raise
+            self._host.warn(f"{error}; there is no admin socket")
+
+    def _beside(self, part: Part, work: Coroutine[Any, Any, None]) -> None:
+        task = self._host.spawn(work)
+
+        async def end() -> None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+        part.stack.push_async_callback(end)
+
+
+def _database_key(settings: Settings) -> Hashable:
+    store = settings.auth.store
+    return None if store is None else (store, settings.realm)
+
+
+def _metrics_key(settings: Settings) -> Hashable:
+    return settings.metrics.listen
+
+
+def _admin_key(settings: Settings) -> Path | None:
+    match settings.admin.socket:
+        case False:
+            return None
+        case None:
+            return default_path()
+        case path:
+            return path

@@ -1,0 +1,506 @@
+"""Allocate (RFC 8656 section 7.2; RFC 6062 section 5.1; RFC 8016 section 3.1.2).
+
+Theory of operation.  The checks need no socket and are done at once.  Then the relayed transport
+addresses are opened, which the driver does: an :class:`_Opening` waits for its answers.  It has a
+*slot* for each address: one; or two families (a dual allocation); or a port and the next one, which
+is held for whoever brings the RESERVATION-TOKEN.  A port that somebody else has is replaced by
+another, a few times.  The request is answered when every slot is decided.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from stun.attributes import (
+    ADDITIONAL_ADDRESS_FAMILY,
+    ADDRESS_ERROR_CODE,
+    ALTERNATE_SERVER,
+    DONT_FRAGMENT,
+    EVEN_PORT,
+    LIFETIME,
+    MOBILITY_TICKET,
+    REQUESTED_ADDRESS_FAMILY,
+    REQUESTED_TRANSPORT,
+    RESERVATION_TOKEN,
+    XOR_MAPPED_ADDRESS,
+    XOR_RELAYED_ADDRESS,
+    AddressError,
+)
+from stun.message import Message
+from stun.registry import ErrorCode, Family
+from stun.sansio import (
+    SECOND,
+    Address,
+    Cause,
+    Closed,
+    Handle,
+    Instant,
+    Listen,
+    Opened,
+    OpenUdp,
+    Shut,
+)
+from turn.server.allocation import Allocation, Flow, FlowKey, Relay
+from turn.server.config import RelayAddress, ServerConfig
+from turn.server.core import Core
+from turn.server.hosting import Request
+from turn.server.lifetimes import Lifetimes
+from turn.server.mobility import Tickets
+
+UDP: Final = 17
+TCP: Final = 6
+"""Protocol numbers in REQUESTED-TRANSPORT (RFC 8656 section 18.8, RFC 6062 section 4.1)."""
+ATTEMPTS: Final = 8
+"""Ports that are tried for one relayed transport address."""
+RESERVED_FOR: Final = 30 * SECOND
+""""The server MUST hold this reservation for at least 30 seconds" (RFC 8656 section 7.2)."""
+
+_FAMILIES = {Family.IPV4: False, Family.IPV6: True}
+
+
+class Reservation:
+    """A relayed transport address that is held for whoever has the token."""
+
+    __slots__ = ("account", "client_host", "relay", "token")
+
+    def __init__(self, token: bytes, relay: Relay, account: str, client_host: str) -> None:
+        self.token = token
+        self.relay = relay
+        self.account = account
+        self.client_host = client_host
+        """With the account, what quotas were charged to: an open port costs whoever holds it."""
+
+
+class _Slot:
+    """A relayed transport address that is being opened."""
+
+    __slots__ = ("attempts", "family", "handle", "local", "places", "problem", "relay")
+
+    def __init__(self, family: Family, places: list[RelayAddress]) -> None:
+        self.family = family
+        self.places = places
+        """Where it may be; the first is tried now."""
+        self.attempts = 0
+        self.handle: Handle = 0
+        self.local = Address("", 0)
+        self.relay: Relay | None = None
+        self.problem = ""
+        """Why there is none, once there is to be none."""
+
+    @property
+    def is_decided(self) -> bool:
+        return self.relay is not None or bool(self.problem)
+
+
+class _Wish:
+    """What an Allocate request asks for, once it has passed every check."""
+
+    __slots__ = ("even", "families", "lifetime", "mobile", "reserve", "tcp", "token", "unserved")
+
+    def __init__(self) -> None:
+        self.families: list[Family] = []
+        self.unserved: Family | None = None
+        """The family of a dual allocation that this server does not have."""
+        self.tcp = False
+        self.even = False
+        self.reserve = False
+        self.token: bytes | None = None
+        self.mobile = False
+        self.lifetime: Instant = 0
+
+
+class _Opening:
+    """An Allocate request whose addresses are being opened."""
+
+    __slots__ = ("account", "next_port", "request", "since", "slots", "wish")
+
+    def __init__(self, request: Request, wish: _Wish, slots: list[_Slot], now: Instant) -> None:
+        self.request = request
+        self.wish = wish
+        self.slots = slots
+        self.since = now
+        self.account = request.authentic.account
+        self.next_port: _Slot | None = None
+        """The slot of the port to be reserved."""
+
+
+class Refused(Exception):
+    """The request gets this error."""
+
+    def __init__(
+        self, code: ErrorCode, detail: str, attributes: tuple[tuple[int, bytes], ...] = ()
+    ) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.detail = detail
+        self.attributes = attributes
+
+
+class Allocator:
+    """Does Allocate requests."""
+
+    def __init__(self, core: Core, lifetimes: Lifetimes, tickets: Tickets) -> None:
+        self._core = core
+        self._lifetimes = lifetimes
+        self._tickets = tickets
+        self._openings: dict[FlowKey, _Opening] = {}
+        self._slots: dict[Handle, tuple[_Opening, _Slot]] = {}
+        self._reservations: dict[bytes, Reservation] = {}
+        self._turn = 0
+
+    # The request. ---------------------------------------------------------------------------------
+
+    def allocate(self, request: Request, now: Instant) -> None:
+        """Do an Allocate request."""
+        core, key = self._core, request.flow.key
+        opening = self._openings.get(key)
+        if opening is not None:
+            if opening.request.message.transaction_id != request.message.transaction_id:
+                core.refuse(
+                    request, ErrorCode.ALLOCATION_MISMATCH, "another Allocate is under way", now
+                )
+            # Else it is the same request again: its answer comes when the port is open.
+            return
+        try:
+            if request.allocation is not None:
+                raise Refused(ErrorCode.ALLOCATION_MISMATCH, "the five-tuple has an allocation")
+            wish = self._examine(request, now)
+            self._redirect(request)
+            self._admit(request, wish)
+        except Refused as refused:
+            core.refuse(request, refused.code, refused.detail, now, refused.attributes)
+            return
+        slots = [_Slot(family, self._places(family)) for family in wish.families]
+        opening = self._openings[key] = _Opening(request, wish, slots, now)
+        if wish.token is not None:
+            self._redeem(opening, wish.token)
+        else:
+            for slot in slots:
+                self._open(opening, slot, now)
+        self._advance(opening, now)
+
+    def _examine(self, request: Request, now: Instant) -> _Wish:
+        """Check the request in the order of section 7.2; raises :class:`Refused`."""
+        message, flow, config = request.message, request.flow, self._core.config
+        wish = _Wish()
+        protocol = message.get(REQUESTED_TRANSPORT)
+        if protocol is None:
+            raise Refused(ErrorCode.BAD_REQUEST, "no REQUESTED-TRANSPORT")
+        if protocol not in (UDP, TCP) or (protocol == TCP and not config.tcp_relay):
+            raise Refused(
+                ErrorCode.UNSUPPORTED_TRANSPORT_PROTOCOL, f"REQUESTED-TRANSPORT {protocol}"
+            )
+        wish.tcp = protocol == TCP
+        even, token = message.get(EVEN_PORT), message.get(RESERVATION_TOKEN)
+        asked, added = message.get(REQUESTED_ADDRESS_FAMILY), message.get(ADDITIONAL_ADDRESS_FAMILY)
+        message.get(DONT_FRAGMENT)  # raises where it is malformed
+        if wish.tcp:
+            # RFC 6062 section 5.1.
+            if not flow.is_stream:
+                raise Refused(
+                    ErrorCode.BAD_REQUEST, f"a TCP allocation over {flow.transport.value}"
+                )
+            if even is not None or token is not None or message.has(DONT_FRAGMENT):
+                raise Refused(
+                    ErrorCode.BAD_REQUEST,
+                    "DONT-FRAGMENT, EVEN-PORT or RESERVATION-TOKEN with a TCP allocation",
+                )
+        self._examine_mobility(request, wish)
+        wish.lifetime = granted(config, message.get(LIFETIME), request, now)
+        if token is not None:
+            if even is not None or asked is not None or added is not None:
+                raise Refused(ErrorCode.BAD_REQUEST, "RESERVATION-TOKEN with what it excludes")
+            if token not in self._reservations:
+                raise Refused(ErrorCode.INSUFFICIENT_CAPACITY, "no such reservation")
+            wish.token = token
+            return wish
+        if asked is not None and added is not None:
+            raise Refused(
+                ErrorCode.BAD_REQUEST, "REQUESTED- and ADDITIONAL-ADDRESS-FAMILY together"
+            )
+        wish.even, wish.reserve = even is not None, bool(even)
+        if added is not None:
+            if added != Family.IPV6:
+                raise Refused(ErrorCode.BAD_REQUEST, f"ADDITIONAL-ADDRESS-FAMILY {added:#04x}")
+            if wish.reserve or wish.tcp:
+                raise Refused(
+                    ErrorCode.BAD_REQUEST, "ADDITIONAL-ADDRESS-FAMILY with what it excludes"
+                )
+            wish.families = [family for family in _FAMILIES if self._serves(family)]
+            missing = [family for family in _FAMILIES if family not in wish.families]
+            wish.unserved = missing[0] if missing else None
+        else:
+            family = Family.IPV4 if asked is None else asked
+            if family not in _FAMILIES or not self._serves(Family(family)):
+                raise Refused(
+                    ErrorCode.ADDRESS_FAMILY_NOT_SUPPORTED, f"address family {family:#04x}"
+                )
+            wish.families = [Family(family)]
+        return wish
+
+    def _examine_mobility(self, request: Request, wish: _Wish) -> None:
+        # RFC 8016 section 3.1.2.
+        ticket = request.message.get(MOBILITY_TICKET)
+        if ticket is None:
+            return
+        if ticket:
+            raise Refused(ErrorCode.BAD_REQUEST, "MOBILITY-TICKET with a value")
+        if not self._core.config.mobility:
+            raise Refused(ErrorCode.MOBILITY_FORBIDDEN, "mobility is off")
+        wish.mobile = True
+
+    def _admit(self, request: Request, wish: _Wish) -> None:
+        """Charge the quotas, twice where a port is to be reserved; raises :class:`Refused`."""
+        core, account, host = self._core, request.authentic.account, request.flow.client.host
+        for charged in range(2 if wish.reserve else 1):
+            refusal = core.quotas.admit(account, host)
+            if refusal is None:
+                continue
+            for _ in range(charged):
+                core.quotas.release(account, host)
+            code = ErrorCode.make(refusal.code)
+            whose = "server" if code is ErrorCode.INSUFFICIENT_CAPACITY else "user or client"
+            core.metrics.quota_refusals[whose] += 1
+            raise Refused(code, refusal.detail)
+
+    def _discharge(self, opening: _Opening) -> None:
+        for _ in range(2 if opening.wish.reserve else 1):
+            self._core.quotas.release(opening.account, opening.request.flow.client.host)
+
+    def _redirect(self, request: Request) -> None:
+        """Send the client elsewhere, if it is to go there; raises :class:`Refused`."""
+        config = self._core.config
+        # RFC 8489 section 14.15: "The IP address family MUST be identical to that of the source IP
+        # address of the request."
+        ipv6 = request.flow.client.is_ipv6
+        others = [server for server in config.alternates if server.is_ipv6 is ipv6]
+        if others:
+            self._turn += 1
+            other = others[self._turn % len(others)]
+            value = ALTERNATE_SERVER.pack(other, request.message.transaction_id)
+            raise Refused(
+                ErrorCode.TRY_ALTERNATE, f"sent to {other}", ((ALTERNATE_SERVER.code, value),)
+            )
+        if self._lifetimes.draining:
+            raise Refused(ErrorCode.INSUFFICIENT_CAPACITY, "the server takes no new allocations")
+
+    def _serves(self, family: Family) -> bool:
+        ipv6 = _FAMILIES[family]
+        return any(relay.is_ipv6 is ipv6 for relay in self._core.config.relays)
+
+    def _places(self, family: Family) -> list[RelayAddress]:
+        """Return the hosts of a family, each time another one first."""
+        ipv6 = _FAMILIES[family]
+        places = [relay for relay in self._core.config.relays if relay.is_ipv6 is ipv6]
+        self._turn += 1
+        start = self._turn % len(places)
+        return places[start:] + places[:start]
+
+    # Opening. -------------------------------------------------------------------------------------
+
+    def _open(self, opening: _Opening, slot: _Slot, now: Instant) -> None:
+        """Try a port for a slot, and the next one if that is to be reserved."""
+        core, wish = self._core, opening.wish
+        while slot.places:
+            place = slot.places[0]
+            following: int | None = None
+            if wish.reserve:
+                pair = core.ports.pick_pair(place.local, now)
+                port, following = pair or (None, None)
+            elif wish.even:
+                port = core.ports.pick_even(place.local, now)
+            else:
+                port = core.ports.pick(place.local, now)
+            if port is not None:
+                break
+            slot.places.pop(0)
+        else:
+            slot.problem = slot.problem or "no port is free"
+            return
+        slot.problem = ""
+        slot.attempts += 1
+        self._bind(opening, slot, place, port)
+        if following is not None:
+            opening.next_port = _Slot(slot.family, [place])
+            self._bind(opening, opening.next_port, place, following)
+
+    def _bind(self, opening: _Opening, slot: _Slot, place: RelayAddress, port: int) -> None:
+        core = self._core
+        slot.handle = core.next_handle()
+        slot.local = Address(place.local, port)
+        self._slots[slot.handle] = (opening, slot)
+        core.queue(
+            Listen(slot.handle, slot.local)
+            if opening.wish.tcp
+            else OpenUdp(slot.handle, slot.local)
+        )
+
+    def _redeem(self, opening: _Opening, token: bytes) -> None:
+        """Use the port that was reserved."""
+        reservation = self._reservations.pop(token)
+        self._core.expiry.cancel(reservation)
+        self._core.quotas.release(reservation.account, reservation.client_host)
+        relay = reservation.relay
+        slot = _Slot(Family.IPV6 if relay.place.is_ipv6 else Family.IPV4, [relay.place])
+        slot.relay = relay
+        opening.slots.append(slot)
+
+    def owns(self, handle: Handle) -> bool:
+        """Whether a socket is one of those being opened."""
+        return handle in self._slots
+
+    def opened(self, event: Opened, now: Instant) -> None:
+        """Take note that a port is open."""
+        opening, slot = self._slots.pop(event.handle)
+        slot.relay = Relay(event.handle, event.local, slot.places[0])
+        self._core.add_relay(slot.relay)
+        self._advance(opening, now)
+
+    def closed(self, event: Closed, now: Instant) -> None:
+        """Take note that a port could not be had, and try another."""
+        core = self._core
+        opening, slot = self._slots.pop(event.handle)
+        host, port = slot.local
+        if event.cause is Cause.ADDRESS_IN_USE:
+            core.ports.refused(host, port, now)
+        else:
+            # Another port of this host would fare no better.
+            slot.places = slot.places[1:]
+            core.ports.give_back(host, port)
+        slot.problem = f"{slot.local}: {event.detail or event.cause.value}"
+        self._advance(opening, now)
+
+    def _advance(self, opening: _Opening, now: Instant) -> None:
+        """Answer, try again, or wait for what is not decided yet."""
+        partner = opening.next_port
+        if partner is not None:
+            first = opening.slots[0]
+            if not (first.is_decided and partner.is_decided):
+                return
+            if first.problem or partner.problem:
+                # A pair is had whole or not at all.
+                first.problem = first.problem or partner.problem
+                for slot in (first, partner):
+                    if slot.relay is not None:
+                        self._core.shut_relay(slot.relay)
+                        slot.relay = None
+                opening.next_port = None
+        for slot in opening.slots:
+            if slot.problem and slot.places and slot.attempts < ATTEMPTS:
+                self._open(opening, slot, now)
+        if not all(slot.is_decided for slot in opening.slots):
+            return
+        del self._openings[opening.request.flow.key]
+        if any(slot.relay is not None for slot in opening.slots):
+            self._succeed(opening, now)
+        else:
+            self._fail(opening, now)
+
+    def _fail(self, opening: _Opening, now: Instant) -> None:
+        request = opening.request
+        self._discharge(opening)
+        problems = "; ".join(dict.fromkeys(slot.problem for slot in opening.slots))
+        self._core.metrics.quota_refusals["ports"] += 1
+        self._core.refuse(
+            request, ErrorCode.INSUFFICIENT_CAPACITY, problems or "no address to relay from", now
+        )
+
+    def _succeed(self, opening: _Opening, now: Instant) -> None:
+        core, request, wish = self._core, opening.request, opening.wish
+        relays = tuple(slot.relay for slot in opening.slots if slot.relay is not None)
+        for relay in relays:
+            relay.expires = now + wish.lifetime
+        session = core.entropy(6).hex()
+        while session in core.sessions:
+            session = core.entropy(6).hex()
+        authentic, flow = request.authentic, request.flow
+        allocation = Allocation(
+            session=session,
+            username=request.username,
+            account=opening.account,
+            flow=flow,
+            relays=relays,
+            tcp=wish.tcp,
+            meter=core.quotas.meter(opening.account, flow.client.host),
+            created=now,
+        )
+        if authentic.token:
+            allocation.authentic = authentic
+        response = Message.success(request.message)
+        for relay in relays:
+            response.add(XOR_RELAYED_ADDRESS, relay.advertised)
+        response.add(LIFETIME, wish.lifetime // SECOND)
+        if opening.next_port is not None and opening.next_port.relay is not None:
+            token = self._reserve(opening.next_port.relay, opening, now)
+            response.add(RESERVATION_TOKEN, token)
+        response.add(XOR_MAPPED_ADDRESS, flow.client)
+        failed = [(slot.family, 508) for slot in opening.slots if slot.relay is None]
+        if wish.unserved is not None:
+            failed.append((wish.unserved, ErrorCode.ADDRESS_FAMILY_NOT_SUPPORTED))
+        for family, code in failed:
+            response.add(ADDRESS_ERROR_CODE, AddressError(family, code, ""))
+        if wish.mobile:
+            response.add(MOBILITY_TICKET, self._tickets.issue(allocation))
+        self._lifetimes.begin(allocation, now)
+        core.metrics.allocate_latency.add(now - opening.since)
+        core.answer(request, response, now)
+
+    # Reservations. --------------------------------------------------------------------------------
+
+    def _reserve(self, relay: Relay, opening: _Opening, now: Instant) -> bytes:
+        """Hold an open port for whoever brings the token."""
+        core = self._core
+        token = core.entropy(8)
+        host = opening.request.flow.client.host
+        reservation = Reservation(token, relay, opening.account, host)
+        self._reservations[token] = reservation
+        core.expiry.set(reservation, now + RESERVED_FOR)
+        return token
+
+    def give_up(self, reservation: Reservation) -> None:
+        """End a reservation that nobody used."""
+        del self._reservations[reservation.token]
+        self._core.quotas.release(reservation.account, reservation.client_host)
+        self._core.shut_relay(reservation.relay)
+
+    # Endings. -------------------------------------------------------------------------------------
+
+    def abort(self, flow: Flow) -> None:
+        """Forget what is being opened for a client that is gone."""
+        opening = self._openings.pop(flow.key, None)
+        if opening is None:
+            return
+        slots = list(opening.slots)
+        if opening.next_port is not None:
+            slots.append(opening.next_port)
+        for slot in slots:
+            if slot.relay is not None:
+                self._core.shut_relay(slot.relay)
+            elif self._slots.pop(slot.handle, None) is not None:
+                # Shut is carried out after the socket was opened, and no event follows it.
+                self._core.queue(Shut(slot.handle))
+                self._core.ports.give_back(*slot.local)
+        self._discharge(opening)
+
+    def stop(self) -> None:
+        """Forget everything that is not an allocation yet."""
+        for opening in list(self._openings.values()):
+            self.abort(opening.request.flow)
+        for reservation in list(self._reservations.values()):
+            self._core.expiry.cancel(reservation)
+            self.give_up(reservation)
+
+
+def granted(config: ServerConfig, asked: int | None, request: Request, now: Instant) -> Instant:
+    """Return for how long an allocation lives: RFC 8656 section 7.2, the initial time-to-expiry.
+
+    ``asked`` is in seconds, what is returned in nanoseconds.  With an access token it is at most
+    the token's rest, in whole seconds.
+    """
+    lifetime = config.default_lifetime
+    if asked is not None:
+        lifetime = max(lifetime, min(asked * SECOND, config.max_lifetime))
+    end = request.authentic.expires
+    if end is not None:
+        lifetime = min(lifetime, max(end - now, SECOND))
+    return lifetime // SECOND * SECOND

@@ -1,0 +1,120 @@
+"""Clients' connections: TCP, TLS and DTLS.
+
+A connection is closed when it has had neither an allocation nor a request for a while, when it
+breaks its framing, and when a client has too many.  Its allocation ends with it, unless the client
+has a ticket to come back with (RFC 8016).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from stun.discovery import Transport
+from stun.errors import DropReason
+from stun.framing import MAX_STUN, StunStream
+from stun.sansio import Accepted, Handle, Instant, Shut
+from turn.server.allocate import Allocator
+from turn.server.allocation import Flow
+from turn.server.core import Connection, Core
+from turn.server.events import EndReason
+from turn.server.lifetimes import Lifetimes
+from turn.server.mobility import Tickets
+
+LONGEST_REQUEST: Final = 4096
+"""Octets of a message from a client that has no allocation; all its attributes together are less.
+So strangers can have this kept of an unfinished message, and no more."""
+
+
+class Connections:
+    """Accepts connections, cuts them into messages, and closes them."""
+
+    def __init__(
+        self,
+        core: Core,
+        lifetimes: Lifetimes,
+        tickets: Tickets,
+        allocator: Allocator,
+        on_message: Callable[[bytes, Flow, Instant], None],
+    ) -> None:
+        self._core = core
+        self._lifetimes = lifetimes
+        self._tickets = tickets
+        self._allocator = allocator
+        self._on_message = on_message
+
+    def accepted(self, event: Accepted, now: Instant) -> None:
+        """Take a client's connection, or close it."""
+        core = self._core
+        listener = core.listeners.get(event.listener)
+        if listener is None or core.quotas.connect(event.remote.host) is not None:
+            core.drop(DropReason.REFUSED_BY_POLICY)
+            core.queue(Shut(event.handle, reset=True))
+            return
+        if listener.at.transport in (Transport.UDP, Transport.DTLS):
+            transport, stream = Transport.DTLS, None
+        else:
+            transport = Transport.TLS if event.secure else Transport.TCP
+            stream = StunStream(channel_data=True, limit=LONGEST_REQUEST)
+        flow = Flow(transport, event.remote, event.local, event.handle)
+        connection = Connection(flow, listener, stream, now)
+        core.connections[event.handle] = connection
+        core.expiry.set(connection, now + core.config.idle)
+        core.metrics.connections_accepted[transport] += 1
+
+    def arrived(self, connection: Connection, data: bytes, now: Instant) -> None:
+        """Take octets of a connection."""
+        core, flow, stream = self._core, connection.flow, connection.stream
+        if stream is None:
+            self._on_message(data, flow, now)
+            return
+        # One at a time, for what follows a ConnectionBind may be data already (RFC 6062 section
+        # 5.4), which is not to be taken for messages.
+        stream.push(data)
+        while (octets := stream.pop()) is not None:
+            self._on_message(octets, flow, now)
+            if flow.connection not in core.connections:
+                return
+        if stream.error is not None:
+            core.drop(stream.error.reason)
+            self.close(connection, now)
+
+    def trust(self, connection: Connection) -> None:
+        """Take messages of any length: the client has an allocation."""
+        if connection.stream is not None:
+            connection.stream.allow(MAX_STUN)
+
+    def close(self, connection: Connection, now: Instant) -> None:
+        """Close a connection from this side."""
+        self._core.queue(Shut(connection.flow.connection))
+        self.closed(connection.flow.connection, now)
+
+    def closed(self, handle: Handle, now: Instant) -> None:
+        """Forget a connection that is closed, and what depends on it."""
+        core = self._core
+        connection = core.connections.pop(handle)
+        core.expiry.cancel(connection)
+        core.quotas.disconnect(connection.flow.client.host)
+        self._allocator.abort(connection.flow)
+        allocation = core.allocations.get(handle)
+        if allocation is not None and not self._tickets.left(allocation, handle, now):
+            self._lifetimes.end(allocation, EndReason.CONNECTION_CLOSED, now)
+
+    def idle(self, connection: Connection, now: Instant) -> None:
+        """Close a connection if nothing has come of it."""
+        core = self._core
+        if connection.flow.connection in core.allocations:
+            core.expiry.set(connection, now + core.config.idle)
+        elif connection.seen + core.config.idle > now:
+            core.expiry.set(connection, connection.seen + core.config.idle)
+        else:
+            self.close(connection, now)
+
+    def stop(self) -> None:
+        """Close every connection."""
+        core = self._core
+        for handle, connection in core.connections.items():
+            core.expiry.cancel(connection)
+            core.quotas.disconnect(connection.flow.client.host)
+            core.queue(Shut(handle))
+        core.connections.clear()

@@ -1,0 +1,292 @@
+"""What every part of the server machine shares: its tables, its queue, and how answers leave it.
+
+The parts (:mod:`turn.server.machine` lists them) know each other little; they meet here.  Nothing
+in these tables is made for anybody who has not proved who it is, save :class:`Connection`, which
+the client's own operating system pays for as well.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable
+from ipaddress import ip_address
+from itertools import count
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from stun.attributes import FINGERPRINT, SOFTWARE
+from stun.codec import encode
+from stun.errors import DropReason
+from stun.framing import StunStream
+from stun.message import Message
+from stun.registry import Method
+from stun.responder import Endpoint
+from stun.sansio import SECOND, Address, Entropy, Handle, Instant, Output, Shut, Transmit, Write
+from turn.dataplane.base import RouteOrder
+from turn.server.allocation import Allocation, Flow, FlowKey, Relay
+from turn.server.config import ListenAt, ServerConfig
+from turn.server.events import RequestRefused, ServerEvent
+from turn.server.expiry import Expiry
+from turn.server.hosting import Request, Streams
+from turn.server.metrics import Metrics
+from turn.server.policy import Verdict, parse_network
+from turn.server.ports import PortRange
+from turn.server.quota import Quotas
+from turn.server.replay import Replay
+
+if TYPE_CHECKING:
+    from turn.server.allocate import Reservation
+
+REFUSALS_TOLD: Final = 20
+"""How many :class:`turn.server.events.RequestRefused` a second are queued; the rest are counted."""
+
+Expiring: TypeAlias = "Allocation | Reservation | Connection"
+
+_METHODS = {int(method): int(method) for method in Method}
+_OF_RELAY = Verdict(True, "it is a relayed transport address of this server")
+
+
+class Listener:
+    """A place where clients come to, and what its Binding answers say."""
+
+    __slots__ = ("at", "endpoint", "endpoints", "handle", "local")
+
+    def __init__(self, handle: Handle, at: ListenAt) -> None:
+        self.handle = handle
+        self.at = at
+        self.local: Address | None = None
+        """Once it is open."""
+        self.endpoint: Endpoint | None = None
+        self.endpoints: dict[Address, Endpoint] = {}
+        """Of a wildcard: by the local address that a client used."""
+
+
+class Connection:
+    """A client's connection: TCP, TLS or DTLS."""
+
+    __slots__ = ("congested", "flow", "listener", "seen", "stream")
+
+    def __init__(
+        self, flow: Flow, listener: Listener, stream: StunStream | None, now: Instant
+    ) -> None:
+        self.flow = flow
+        self.listener = listener
+        self.stream = stream
+        """What cuts the octets into messages; a DTLS record is a message as it is."""
+        self.seen = now
+        """The last request."""
+        self.congested = False
+
+
+class Core:
+    """The tables, the queue and the answers.  Implements :class:`turn.server.hosting.Hosting`."""
+
+    def __init__(self, config: ServerConfig, *, entropy: Entropy) -> None:
+        self.config = config
+        self.entropy = entropy
+        self.outbox: deque[Output | ServerEvent | RouteOrder] = deque()
+        self.drops: Counter[DropReason] = Counter()
+        self.metrics = Metrics()
+        self.listeners: dict[Handle, Listener] = {}
+        self.connections: dict[Handle, Connection] = {}
+        self.allocations: dict[FlowKey, Allocation] = {}
+        """A client that moves has two five-tuples for a while."""
+        self.sessions: dict[str, Allocation] = {}
+        self.tickets: dict[bytes, Allocation] = {}
+        """By MOBILITY-TICKET."""
+        self.places: dict[Address, Listener | Relay] = {}
+        """Who has a local address that datagrams come to."""
+        self.relays: dict[Handle, Relay] = {}
+        self.relayed: dict[Address, Relay] = {}
+        """By the address that peers see."""
+        self.expiry: Expiry[Expiring] = Expiry()
+        self.replay = Replay()
+        self.streams: Streams | None = None
+        self._numbers = count(1)
+        self._refusals_told = 0
+        self._refusals_since: Instant = -SECOND
+        self._software = b""
+        self.apply(config)
+        self.ports = PortRange(*config.ports, entropy)
+        self.quotas = Quotas(config.limits)
+
+    def apply(self, config: ServerConfig) -> None:
+        """Go on by another configuration."""
+        self.config = config
+        self._software = SOFTWARE.to_octets(config.software) if config.software else b""
+        denied = [parse_network(text) for text in config.policy.deny]
+        self._own = frozenset(
+            relay.advertised
+            for relay in config.relays
+            if not any(ip_address(relay.advertised) in network for network in denied)
+        )
+
+    # For every part. ------------------------------------------------------------------------------
+
+    def queue(self, output: Output) -> None:
+        """Have something done by the driver."""
+        self.outbox.append(output)
+
+    def tell(self, event: ServerEvent) -> None:
+        """Tell of something."""
+        self.outbox.append(event)
+
+    def order(self, order: RouteOrder) -> None:
+        """Have the data plane do something."""
+        self.outbox.append(order)
+
+    def next_handle(self) -> Handle:
+        """Return a number for a socket."""
+        return next(self._numbers)
+
+    def drop(self, reason: DropReason) -> None:
+        """Count what was discarded."""
+        self.drops[reason] += 1
+
+    # Relayed transport addresses. -----------------------------------------------------------------
+
+    def verdict_on_host(self, host: str) -> Verdict:
+        """Say whether peers at ``host`` may be relayed to, as far as that can be said of a host.
+
+        Permissions are for hosts, and the relayed transport addresses of other clients are on hosts
+        of this server: so these pass here, and their ports are looked at one by one.
+        """
+        verdict = self.config.policy.check(host)
+        return _OF_RELAY if host in self._own and not verdict.allowed else verdict
+
+    def verdict(self, peer: Address) -> Verdict:
+        """Say whether a peer may be relayed to, and by which rule.
+
+        The server's own hosts are refused, save the relayed transport addresses of other clients.
+        What goes there stays among clients, so it does not matter if those hosts are private ones;
+        what the operator denies is denied all the same.
+        """
+        verdict = self.config.policy.check(peer.host)
+        if not verdict.allowed and peer in self.relayed and peer.host in self._own:
+            return _OF_RELAY
+        return verdict
+
+    def located(self, peer: Address) -> Address:
+        """Return where a peer is reached from here.
+
+        Another client's relayed transport address is reached where its socket is bound: a NAT in
+        front of this server need not turn round what the server sends to itself.
+        """
+        other = self.relayed.get(peer)
+        return peer if other is None else other.local
+
+    def announced(self, source: Address) -> Address:
+        """Return the address that clients know a peer by: the other way round."""
+        place = self.places.get(source)
+        return place.advertised if type(place) is Relay else source
+
+    def add_relay(self, relay: Relay) -> None:
+        """Take note of a relayed transport address whose socket is open."""
+        self.relays[relay.handle] = relay
+        self.relayed[relay.advertised] = relay
+        self.places[relay.local] = relay
+
+    def shut_relay(self, relay: Relay) -> None:
+        """Close the socket of a relayed transport address and free its port."""
+        if self.relays.pop(relay.handle, None) is None:
+            return
+        self.outbox.append(Shut(relay.handle))
+        self.forget_relay(relay)
+
+    def forget_relay(self, relay: Relay) -> None:
+        """Free the port of a relayed transport address whose socket is closed."""
+        self.relays.pop(relay.handle, None)
+        self.relayed.pop(relay.advertised, None)
+        self.places.pop(relay.local, None)
+        self.ports.give_back(relay.place.local, relay.local.port)
+
+    # What leaves. ---------------------------------------------------------------------------------
+
+    def send(self, flow: Flow, octets: bytes) -> bool:
+        """Send a message to a client; say whether there is still a way to it."""
+        handle = flow.connection
+        if not handle:
+            self.outbox.append(Transmit(octets, flow.client, flow.server))
+            return True
+        if handle in self.connections or (self.streams is not None and self.streams.owns(handle)):
+            self.outbox.append(Write(handle, octets))
+            return True
+        return False
+
+    def wants_fingerprint(self, request: Message) -> bool:
+        """Whether the response to a request has FINGERPRINT."""
+        always = self.config.fingerprint
+        return request.has(FINGERPRINT) if always is None else always
+
+    def answer(self, request: Request, response: Message, now: Instant) -> None:
+        """Send a success response, sealed; it is kept for a retransmission of the request."""
+        octets = self._seal(request, response)
+        if not request.flow.is_stream:
+            self.replay.keep(request.flow.key, request.message.transaction_id, octets, now)
+        self.send(request.flow, octets)
+
+    def refuse(
+        self,
+        request: Request,
+        code: int,
+        detail: str,
+        now: Instant,
+        attributes: Iterable[tuple[int, bytes]] = (),
+    ) -> None:
+        """Send an error response, sealed.  ``detail`` is for the log, never for the client."""
+        response = Message.error(request.message, code)
+        response.attributes.extend(attributes)
+        self.send(request.flow, self._seal(request, response, code))
+        client, method = request.flow.client, request.message.method
+        self.told_refusal(client, method, code, detail, request, now=now)
+
+    def _seal(self, request: Request, response: Message, code: int = 0) -> bytes:
+        message = request.message
+        self.count_response(message.method, code)
+        if self._software:
+            response.attributes.append((SOFTWARE.code, self._software))
+        return request.authentic.seal(response, fingerprint=self.wants_fingerprint(message))
+
+    def count_response(self, method: int, code: int) -> None:
+        """Count a response."""
+        self.metrics.responses[_METHODS.get(method), code] += 1
+
+    def told_refusal(
+        self,
+        client: Address,
+        method: int,
+        code: int,
+        detail: str,
+        request: Request | None = None,
+        *,
+        now: Instant,
+    ) -> None:
+        """Tell of a refused request, unless too many have been told of lately."""
+        if now - self._refusals_since >= SECOND:
+            self._refusals_since, self._refusals_told = now, 0
+        self._refusals_told += 1
+        if self._refusals_told > REFUSALS_TOLD:
+            return
+        session = username = None
+        if request is not None:
+            username = request.username
+            session = request.allocation.session if request.allocation is not None else None
+        self.outbox.append(RequestRefused(client, method, code, detail, session, username))
+
+    def indicate(self, allocation: Allocation, indication: Message) -> None:
+        """Send an indication to the client over the flow of its allocation."""
+        self.send(allocation.flow, encode(indication, fingerprint=bool(self.config.fingerprint)))
+
+    def take_over(self, handle: Handle) -> bytes | None:
+        """Let go of a client's connection, which carries data from now on."""
+        connection = self.connections.pop(handle, None)
+        if connection is None:
+            return None
+        self.expiry.cancel(connection)
+        # What an allocation may have of these is limited by itself.
+        self.quotas.disconnect(connection.flow.client.host)
+        return b"" if connection.stream is None else connection.stream.rest()
+
+
+def count_method(counter: Counter[int | None], method: int) -> None:
+    """Count a method, all unknown ones as one."""
+    counter[_METHODS.get(method)] += 1

@@ -1,0 +1,216 @@
+"""Who may pass: authentication, and what those get who have not proved who they are.
+
+Theory of operation.  A request is authentic, or it is answered with an error, or the user store
+must be asked and the request waits.  Nothing is remembered of a source that has proved nothing:
+
+* what it may have answered is limited by its address (:class:`stun.ratelimit.PrefixLimiter`);
+* over UDP, where the source may be forged, no prefix gets more octets than came from it, but for a
+  burst (:class:`stun.ratelimit.ByteBudget`);
+* waiting requests are few and wait for seconds, and only those wait whose nonce shows that their
+  source is real.
+
+Whoever can prove itself is not held back by either: an honest client's first request draws a 401 of
+about its own length, the second one is authentic.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final, NamedTuple
+
+from stun.attributes import MESSAGE_INTEGRITY, MESSAGE_INTEGRITY_SHA256, host_octets
+from stun.auth_server import Accepted as Authentic
+from stun.auth_server import Authenticator, Deferred, Rejected
+from stun.codec import encode
+from stun.credentials import SUPPORTED_ALGORITHMS
+from stun.errors import DropReason
+from stun.message import Message
+from stun.nonce import NonceMaker
+from stun.oauth import Tokens
+from stun.ratelimit import ByteBudget, PrefixLimiter, prefix_of
+from stun.registry import ErrorCode
+from stun.sansio import SECOND, Instant
+from stun.users import UserStore
+from turn.server.allocation import Allocation, Flow
+from turn.server.config import Limits, ServerConfig
+from turn.server.core import Core
+from turn.server.events import LookUp
+
+MOST_WAITING: Final = 1024
+"""Requests that wait for the user store."""
+PATIENCE: Final = 3 * SECOND
+"""How long they do.  Over UDP their clients have asked again by then."""
+
+_PROOFS = frozenset({MESSAGE_INTEGRITY.code, MESSAGE_INTEGRITY_SHA256.code})
+_OUTCOMES = {
+    ErrorCode.UNAUTHENTICATED: "rejected",
+    ErrorCode.STALE_NONCE: "stale",
+    ErrorCode.BAD_REQUEST: "malformed",
+}
+
+
+class Waiting(NamedTuple):
+    """A request that waits for the user store."""
+
+    message: Message
+    flow: Flow
+    since: Instant
+
+
+class Gate:
+    """Validates requests and answers those that do not pass."""
+
+    def __init__(
+        self,
+        core: Core,
+        users: UserStore,
+        nonces: NonceMaker,
+        *,
+        unix_epoch: int,
+        tokens: Tokens | None,
+    ) -> None:
+        self._core = core
+        self._nonces = nonces
+        self.tokens = tokens
+        self._unix_epoch = unix_epoch
+        self._waiting: dict[LookUp, list[Waiting]] = {}
+        self._line: deque[tuple[Instant, LookUp, Waiting]] = deque()
+        self._authenticator = self._make(core.config, users)
+        self._limit(core.config.limits)
+
+    def _make(self, config: ServerConfig, users: UserStore) -> Authenticator:
+        return Authenticator(
+            config.realm,
+            users,
+            self._nonces,
+            algorithms=SUPPORTED_ALGORITHMS if config.sha256 else (),
+            anonymous=config.anonymous,
+            # Without a phrase, for a 401 must not be longer than it has to be.
+            reason="",
+            unix_epoch=self._unix_epoch,
+            tokens=self.tokens,
+        )
+
+    def _limit(self, limits: Limits) -> None:
+        entropy = self._core.entropy
+        self._limits = limits
+        self.budget = ByteBudget(limits.unverified_burst, limits.unverified_refill, entropy=entropy)
+        """Octets that unproven sources may have; Binding answers are paid from it as well."""
+        rate = limits.requests_per_second_per_client
+        self._limiter = PrefixLimiter(rate, rate, entropy=entropy)
+
+    def reconfigure(self, config: ServerConfig, users: UserStore) -> None:
+        """Go on with another realm, other users or other limits."""
+        self._authenticator = self._make(config, users)
+        if config.limits != self._limits:
+            self._limit(config.limits)
+
+    def set_clock(self, unix_time: int, now: Instant) -> None:
+        """Say what time it is: seconds since 1970 at ``now``."""
+        self._unix_epoch = unix_time - now // SECOND
+        self._authenticator.set_clock(unix_time, now)
+
+    # Answers to the unproven. ---------------------------------------------------------------------
+
+    def may_answer(self, flow: Flow, now: Instant) -> bool:
+        """Say whether one more request of an unproven client is looked at."""
+        if self._limiter.allow(host_octets(flow.client.host)[:8], now):
+            return True
+        self._core.drop(DropReason.RATE_LIMITED)
+        return False
+
+    def may_send(self, flow: Flow, came_in: int, goes_out: int, now: Instant) -> bool:
+        """Debit the octets of an answer to an unproven source; say whether it may be sent.
+
+        Over a connection the source is real: the handshake has shown it.
+        """
+        if flow.connection:
+            return True
+        prefix = prefix_of(host_octets(flow.client.host))
+        if self.budget.exchange(prefix, came_in, goes_out, now):
+            return True
+        self._core.drop(DropReason.RATE_LIMITED)
+        return False
+
+    # Authentication. ------------------------------------------------------------------------------
+
+    def admit(
+        self, message: Message, flow: Flow, allocation: Allocation | None, now: Instant
+    ) -> Authentic | None:
+        """Return the proof of who sent a request; without one it has been answered or waits."""
+        metrics = self._core.metrics
+        proves = any(code in _PROOFS for code, _ in message.attributes)
+        if not proves:
+            metrics.authentication["challenged"] += 1
+            if self.may_answer(flow, now):
+                rejected = self._authenticator.challenge(flow.client, now)
+                self._reject(rejected, message, flow, now, told=False)
+            return None
+        session = None if allocation is None else allocation.authentic
+        outcome = self._authenticator.validate(message, flow.client, now, session)
+        if isinstance(outcome, Authentic):
+            metrics.authentication["accepted"] += 1
+            return outcome
+        if isinstance(outcome, Deferred):
+            metrics.authentication["deferred"] += 1
+            if self.may_answer(flow, now):
+                self._park(LookUp(outcome.username, outcome.userhash), message, flow, now)
+            return None
+        metrics.authentication[_OUTCOMES.get(outcome.code, "failed")] += 1
+        if self.may_answer(flow, now):
+            told = outcome.code is not ErrorCode.STALE_NONCE
+            self._reject(outcome, message, flow, now, told=told)
+        return None
+
+    def _reject(
+        self, rejected: Rejected, message: Message, flow: Flow, now: Instant, *, told: bool
+    ) -> None:
+        core = self._core
+        octets = encode(rejected.response(message), fingerprint=core.wants_fingerprint(message))
+        if not self.may_send(flow, len(message.wire), len(octets), now):
+            return
+        core.count_response(message.method, rejected.code)
+        core.send(flow, octets)
+        if told:
+            core.told_refusal(flow.client, message.method, rejected.code, rejected.detail, now=now)
+
+    # Waiting for the user store. ------------------------------------------------------------------
+
+    def _park(self, lookup: LookUp, message: Message, flow: Flow, now: Instant) -> None:
+        core = self._core
+        if len(self._line) >= MOST_WAITING:
+            core.drop(DropReason.RATE_LIMITED)
+            return
+        waiting = Waiting(message, flow, now)
+        self._line.append((now + PATIENCE, lookup, waiting))
+        others = self._waiting.get(lookup)
+        if others is None:
+            self._waiting[lookup] = [waiting]
+            core.tell(lookup)
+        else:
+            others.append(waiting)
+
+    def found(self, lookup: LookUp, now: Instant) -> list[Waiting]:
+        """Give back the requests that waited for this; the store must know by now."""
+        ready = self._waiting.pop(lookup, [])
+        for waiting in ready:
+            self._core.metrics.lookup_latency.add(now - waiting.since)
+        if ready:
+            self._line = deque(entry for entry in self._line if entry[1] != lookup)
+        return ready
+
+    def deadline(self) -> Instant | None:
+        """Say when the next request has waited long enough."""
+        return self._line[0][0] if self._line else None
+
+    def on_deadline(self, now: Instant) -> None:
+        """Give up the requests that have waited too long."""
+        while self._line and self._line[0][0] <= now:
+            _, lookup, waiting = self._line.popleft()
+            self._core.drop(DropReason.NOBODY_ANSWERED)
+            others = self._waiting.get(lookup)
+            if others is not None:
+                others.remove(waiting)
+                if not others:
+                    # The next request of this user asks the store anew.
+                    del self._waiting[lookup]

@@ -1,0 +1,141 @@
+"""Clients that come from another address (RFC 8016).
+
+Theory of operation.  A ticket is sixteen random octets and a MAC over them: it holds nothing that
+could be read, the allocation is found by it in a table.  The MAC tells a ticket of this server, of
+an allocation that is gone (437), from something that never was one (400).
+
+A Refresh with a ticket, proved with the same username, makes the new five-tuple *moving*: both lead
+to the allocation, data goes to the old one still.  The first data from the client on the new one
+completes the move: "After receiving any of those messages, a TURN server discards the old ticket
+and the old 5-tuple" (section 3.2.2).
+"""
+
+from __future__ import annotations
+
+import hmac
+from typing import Final
+
+from stun.attributes import MOBILITY_TICKET
+from stun.mac import hmac_sha256
+from stun.registry import ErrorCode
+from stun.sansio import SECOND, Handle, Instant
+from turn.server.allocation import Allocation, Flow, Mobility
+from turn.server.core import Core
+from turn.server.hosting import Request
+from turn.server.lifetimes import Lifetimes
+
+OLD_TICKET: Final = 30 * SECOND
+"""How long a ticket that was used is still recognised."""
+
+_NAME: Final = 16
+_SIZE: Final = 32
+
+
+class Tickets:
+    """Makes tickets and knows them again."""
+
+    def __init__(self, core: Core, lifetimes: Lifetimes) -> None:
+        self._core = core
+        self._lifetimes = lifetimes
+        self._key = core.entropy(32)
+
+    def issue(self, allocation: Allocation) -> bytes:
+        """Return a new ticket for an allocation."""
+        name = self._core.entropy(_NAME)
+        ticket = name + self._mac(name)
+        self._core.tickets[ticket] = allocation
+        if allocation.mobility is None:
+            allocation.mobility = Mobility(ticket)
+        else:
+            allocation.mobility.ticket = ticket
+        return ticket
+
+    def _mac(self, name: bytes) -> bytes:
+        return hmac_sha256(self._key, name)[: _SIZE - _NAME]
+
+    def _is_ours(self, ticket: bytes) -> bool:
+        name = ticket[:_NAME]
+        return len(ticket) == _SIZE and hmac.compare_digest(ticket[_NAME:], self._mac(name))
+
+    def _drop_old(self, mobility: Mobility) -> None:
+        if mobility.old_ticket is not None:
+            self._core.tickets.pop(mobility.old_ticket, None)
+            mobility.old_ticket = None
+
+    def find(self, request: Request, now: Instant) -> Allocation | None:
+        """Return the allocation that a Refresh with a ticket is for, its new five-tuple entered.
+
+        Without one the request has been refused.
+        """
+        core, flow = self._core, request.flow
+        code, detail = ErrorCode.BAD_REQUEST, ""
+        ticket = request.message.get(MOBILITY_TICKET) or b""
+        allocation = core.tickets.get(ticket)
+        if not core.config.mobility:
+            code, detail = ErrorCode.MOBILITY_FORBIDDEN, "mobility is off"
+        elif not self._is_ours(ticket):
+            detail = "not a ticket of this server"
+        elif allocation is None or allocation.mobility is None or allocation.expires <= now:
+            code, detail = ErrorCode.ALLOCATION_MISMATCH, "the allocation of the ticket is gone"
+        elif flow.key == allocation.flow.key:
+            # "[If it] is the same as the stored 5-tuple allocation, then the TURN server rejects
+            # the request with a 400 (Bad Request) error."
+            detail = "a ticket from the same five-tuple"
+        elif not request.authentic.may_use(allocation.username, allocation.authentic):
+            code, detail = ErrorCode.WRONG_CREDENTIALS, "another user's ticket"
+        elif request.allocation is not None and request.allocation is not allocation:
+            code, detail = ErrorCode.ALLOCATION_MISMATCH, "the five-tuple has another allocation"
+        elif allocation.tcp and not flow.is_stream:
+            detail = "a TCP allocation cannot move to datagrams"
+        elif ticket == allocation.mobility.old_ticket and (
+            now >= allocation.mobility.old_until or flow != allocation.mobility.moving
+        ):
+            # "The old ticket can only be used for the purposes of retransmission."
+            detail = "an old ticket"
+        else:
+            return allocation
+        core.refuse(request, code, detail, now)
+        return None
+
+    def enter(self, allocation: Allocation, flow: Flow, now: Instant) -> bytes:
+        """Let an allocation be found by a client's new five-tuple; return the new ticket."""
+        mobility = allocation.mobility
+        assert mobility is not None
+        if mobility.moving == flow:
+            return mobility.ticket
+        if mobility.moving is not None:
+            self._core.allocations.pop(mobility.moving.key, None)
+        self._drop_old(mobility)
+        mobility.old_ticket, mobility.old_until = mobility.ticket, now + OLD_TICKET
+        mobility.moving = flow
+        self._core.allocations[flow.key] = allocation
+        ticket = self.issue(allocation)
+        old = allocation.flow
+        if old.connection and old.connection not in self._core.connections:
+            # The old connection is closed already, which is as good as data on the new one.
+            self.complete(allocation, now)
+        return ticket
+
+    def left(self, allocation: Allocation, connection: Handle, now: Instant) -> bool:
+        """Take note that a client's connection closed; say whether its allocation lives on."""
+        mobility = allocation.mobility
+        if mobility is None:
+            return False
+        moving = mobility.moving
+        if moving is not None and moving.connection == connection:
+            del self._core.allocations[moving.key]
+            mobility.moving = None
+        else:
+            # Without a new five-tuple yet, the client may still come with its ticket: "the old
+            # communication path is broken before new communication can be created" (section 2).
+            self.complete(allocation, now)
+        return True
+
+    def complete(self, allocation: Allocation, now: Instant) -> None:
+        """Give up the old five-tuple for the new one."""
+        mobility = allocation.mobility
+        if mobility is None or mobility.moving is None:
+            return
+        flow, mobility.moving = mobility.moving, None
+        self._drop_old(mobility)
+        self._lifetimes.move(allocation, flow, now)
