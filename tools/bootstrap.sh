@@ -27,14 +27,18 @@ apt_install() {
     rm -f "$log"
 }
 
-# need WHY COMMAND=PACKAGE...: the packages of the commands that are missing.
+# need WHY COMMAND=PACKAGE...: the packages of the commands (or files) that are missing.
 need() {
     why=$1
     shift
     missing=
     for pair in "$@"; do
+        case $pair in
+        /*) [ -e "${pair%%=*}" ] && continue ;;
         # sbin is not on an ordinary user's PATH, but its programs are there.
-        PATH=$PATH:/usr/sbin:/sbin command -v "${pair%%=*}" >/dev/null 2>&1 || missing="$missing ${pair#*=}"
+        *) PATH=$PATH:/usr/sbin:/sbin command -v "${pair%%=*}" >/dev/null 2>&1 && continue ;;
+        esac
+        missing="$missing ${pair#*=}"
     done
     [ -n "$missing" ] || return 0
     # shellcheck disable=SC2086  # a list of package names
@@ -45,6 +49,10 @@ need() {
         say "$why: sudo apt-get install -y$missing"
     fi
 }
+
+# Where Debian keeps what libnice is reached by.
+gst() { echo "/usr/lib/$(uname -m)-linux-gnu/gstreamer-1.0/$1"; }
+typelib() { echo "/usr/lib/$(uname -m)-linux-gnu/girepository-1.0/$1.typelib"; }
 
 make_venv() {
     if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
@@ -90,7 +98,13 @@ lab)
 interop)
     need "real NATs need nftables and iproute2, going on without; run" nft=nftables ip=iproute2
     need "some peers are missing, their tests will be skipped; run" \
-        turnserver=coturn stun=stun-client openssl=openssl
+        turnserver=coturn stun=stun-client openssl=openssl redis-server=redis-server \
+        chromium=chromium go=golang-go \
+        /usr/share/gocode/src/github.com/pion/turn/v2=golang-github-pion-turn.v2-dev \
+        "$(gst libgstnice.so)=gstreamer1.0-nice" "$(gst libgstapp.so)=gstreamer1.0-plugins-base" \
+        "$(typelib Nice-0.1)=gir1.2-nice-0.1" "$(typelib Gst-1.0)=gir1.2-gstreamer-1.0" \
+        "$(typelib GstApp-1.0)=gir1.2-gst-plugins-base-1.0" \
+        /usr/lib/python3/dist-packages/gi=python3-gi
     ;;
 *)
     say "usage: bootstrap.sh venv run|dev|interop|fuzz | lab | interop"

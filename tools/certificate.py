@@ -1,37 +1,80 @@
-"""A self-signed certificate for tests that speak TLS to themselves."""
+"""Certificates for tests that speak TLS to themselves."""
 
 from __future__ import annotations
 
 import datetime
+import ipaddress
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+DAY = datetime.timedelta(days=1)
 
-def write_self_signed(path: Path, name: str) -> Path:
-    """Write a certificate for the DNS name ``name``, valid today, and its key to one PEM file."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-    now = datetime.datetime.now(datetime.UTC)
-    signed = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    path.write_bytes(
-        signed.public_bytes(serialization.Encoding.PEM)
-        + key.private_bytes(
+
+class Issued(NamedTuple):
+    """A certificate and its key."""
+
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePrivateKey
+
+    def certificate_pem(self) -> bytes:
+        return self.certificate.public_bytes(serialization.Encoding.PEM)
+
+    def key_pem(self, password: str | None = None) -> bytes:
+        return self.key.private_bytes(
             serialization.Encoding.PEM,
             serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
+            serialization.BestAvailableEncryption(password.encode())
+            if password
+            else serialization.NoEncryption(),
         )
+
+
+def issue(
+    names: Sequence[str],
+    *,
+    issuer: Issued | None = None,
+    authority: bool = False,
+    begins: datetime.timedelta = -DAY,
+    ends: datetime.timedelta = DAY,
+) -> Issued:
+    """Return a certificate for DNS names and addresses, signed by ``issuer`` or by itself.
+
+    ``begins`` and ``ends`` are counted from now.
+    """
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, names[0])])
+    now = datetime.datetime.now(datetime.UTC)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer.certificate.subject if issuer else subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now + begins)
+        .not_valid_after(now + ends)
     )
+    if authority:
+        builder = builder.add_extension(x509.BasicConstraints(True, None), critical=True)
+    else:
+        general = x509.SubjectAlternativeName([_general(name) for name in names])
+        builder = builder.add_extension(general, critical=False)
+    return Issued(builder.sign(issuer.key if issuer else key, hashes.SHA256()), key)
+
+
+def _general(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)
+
+
+def write_self_signed(path: Path, *names: str) -> Path:
+    """Write a certificate for ``names``, valid today, and its key to one PEM file."""
+    issued = issue(names)
+    path.write_bytes(issued.certificate_pem() + issued.key_pem())
     return path

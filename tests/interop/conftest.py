@@ -7,6 +7,7 @@ import importlib
 import os
 import shutil
 import socket
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -165,3 +166,46 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A self-signed certificate for ``stun.example``, with its key in the same file."""
     path = tmp_path_factory.mktemp("tls") / "stun.example.pem"
     return write_self_signed(path, "stun.example")
+
+
+class RedisServer:
+    """A redis-server of our own: on a socket in a folder, with nothing saved."""
+
+    def __init__(self, program: str, folder: Path) -> None:
+        self._program = program
+        self._socket = folder / "redis.sock"
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+        self.url = f"unix://{self._socket}"
+
+    def start(self, *options: str) -> None:
+        """Start it and wait until it takes connections."""
+        command = [self._program, "--port", "0", "--unixsocket", str(self._socket), "--save", ""]
+        command += ["--dir", str(self._folder), "--appendonly", "no", *options]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if b"ready to accept connections" in line.lower():
+                return
+        raise AssertionError("redis-server did not start")
+
+    def stop(self) -> None:
+        """End it as a crash would."""
+        if self._process is not None and self._process.stdout is not None:
+            self._process.kill()
+            self._process.stdout.close()
+            self._process.wait(10)
+            self._process = None
+            self._socket.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def redis_server(
+    tmp_path: Path, require_peer: Callable[..., str], require_module: Callable[..., ModuleType]
+) -> Iterator[RedisServer]:
+    """A redis-server that runs until the test ends."""
+    require_module("redis")
+    server = RedisServer(require_peer("redis-server", "redis-server"), tmp_path)
+    server.start()
+    yield server
+    server.stop()

@@ -6,10 +6,22 @@ import pytest
 
 from nattype.lab.sim import SERVER_A, SERVER_A6, Fate, Scenario, behind
 from nattype.lab.sim.machines import Puppet
-from nattype.lab.sim.tcp import WINDOW
+from nattype.lab.sim.tcp import PENDING_LIMIT, PENDING_MARK, WINDOW
 from nattype.lab.sim.wire import ACK, RST, SYN, TCP, Segment
 from nattype.model import Link
-from stun.sansio import MILLISECOND, SECOND, Address, Cause, Closed, Connected, Dial, Listen
+from stun import tcp
+from stun.sansio import (
+    MILLISECOND,
+    SECOND,
+    Address,
+    Cause,
+    Closed,
+    Congested,
+    Connected,
+    Dial,
+    Listen,
+    Relieved,
+)
 
 PORT = 3478
 
@@ -426,3 +438,100 @@ def test_a_killed_process_closes_its_connections(seed: int) -> None:
     ends.world.run()
     assert ends.server.closed(theirs) is Cause.END_OF_STREAM
     assert ends.client.told()[-1] == Connected(1, ends.here, ends.there), "it hears nothing more"
+
+
+def kinds(puppet: Puppet, handle: int) -> list[str]:
+    """What a machine was told of a stream, without what came on it."""
+    return [
+        type(event).__name__
+        for event in puppet.told()
+        if getattr(event, "handle", None) == handle and isinstance(event, Congested | Relieved)
+    ]
+
+
+def test_the_marks_are_those_of_the_real_drivers() -> None:
+    assert (PENDING_MARK, PENDING_LIMIT) == (tcp.PENDING_MARK, tcp.PENDING_LIMIT)
+
+
+@pytest.mark.parametrize("loss", [0.0, 0.1])
+def test_a_held_stream_is_not_read_and_loses_nothing(seed: int, loss: float) -> None:
+    ends = Ends(seed, Link(delay=0.01))
+    ours, theirs = ends.open()
+    ends.scenario.host.interface(ends.here.host).set_link(Link(delay=0.01, loss=loss))
+    ends.server.hold(theirs)
+    data = bytes(range(256)) * 1000
+    ends.client.write(ours, data)
+    ends.world.run(max_time=600)
+    assert ends.server.stream(theirs) == b""
+    assert ends.client.closed(ours) is None, "a closed window is no reason to give up"
+    assert kinds(ends.client, ours) == ["Congested"]
+    ends.client.shut(ours)
+    ends.server.hold(theirs, held=False)
+    ends.world.run(max_time=2000)
+    assert ends.server.stream(theirs) == data
+    assert ends.server.closed(theirs) is Cause.END_OF_STREAM
+
+
+def test_a_held_stream_ends_when_it_is_read(seed: int) -> None:
+    ends = Ends(seed)
+    ours, theirs = ends.open()
+    ends.server.hold(theirs)
+    ends.client.write(ours, b"last words")
+    ends.client.shut(ours)
+    ends.world.run(max_time=10)
+    assert ends.server.closed(theirs) is None
+    ends.server.hold(theirs, held=False)
+    ends.world.run(max_time=10)
+    assert ends.server.stream(theirs) == b"last words"
+    assert ends.server.closed(theirs) is Cause.END_OF_STREAM
+
+
+def test_a_slow_reader_congests_and_relieves_the_writer(seed: int) -> None:
+    ends = Ends(seed, Link(delay=0.01))
+    ours, theirs = ends.open()
+    data = bytes(WINDOW + PENDING_MARK)
+    ends.client.write(ours, data)
+    ends.world.run()
+    assert kinds(ends.client, ours) == [], "the mark was reached, not passed"
+    ends.client.write(ours, data + bytes(WINDOW))
+    ends.world.run()
+    assert kinds(ends.client, ours) == ["Congested", "Relieved"]
+    assert len(ends.server.stream(theirs)) == 2 * len(data) + WINDOW
+
+
+def test_who_never_reads_loses_the_stream(seed: int) -> None:
+    ends = Ends(seed)
+    ours, theirs = ends.open()
+    ends.server.hold(theirs)
+    for _ in range(2):
+        ends.client.write(ours, bytes(WINDOW + PENDING_LIMIT // 2 + 1))
+        ends.world.run(max_time=5)
+    assert ends.client.closed(ours) is Cause.OTHER
+    assert ends.server.closed(theirs) is Cause.RESET
+
+
+def test_a_client_that_takes_no_answers_is_not_read(seed: int) -> None:
+    ends = Ends(seed)
+    ours, theirs = ends.open()
+    ends.client.hold(ours)
+    ends.server.write(theirs, bytes(2 * WINDOW + PENDING_MARK + 1))
+    ends.world.run(max_time=5)
+    ends.client.write(ours, b"more, please")
+    ends.world.run(max_time=5)
+    assert kinds(ends.server, theirs) == ["Congested"]
+    assert ends.server.stream(theirs) == b""
+    ends.client.hold(ours, held=False)
+    ends.world.run(max_time=100)
+    assert kinds(ends.server, theirs) == ["Congested", "Relieved"]
+    assert ends.server.stream(theirs) == b"more, please"
+
+
+def test_unread_octets_are_lost_with_a_reset(seed: int) -> None:
+    ends = Ends(seed)
+    ours, theirs = ends.open()
+    ends.server.hold(theirs)
+    ends.client.write(ours, b"for nobody")
+    ends.world.run(max_time=5)
+    ends.server.shut(theirs)
+    ends.world.run(max_time=5)
+    assert ends.client.closed(ours) is Cause.RESET
