@@ -40,7 +40,10 @@ class Driver(Generic[Event]):
     After a command to the machine call :meth:`flush`; within ``on_event`` that is not needed.
 
     ``tls`` verifies what the machine dials with a server name (the system's trust store by
-    default); ``tls_ports`` gives the certificates of listeners, by port.
+    default).  ``server_tls`` is the certificate for ports that the machine opens with a
+    :class:`stun.sansio.Security`; ``tls_ports`` gives contexts for listeners by port instead.  The
+    PROXY protocol is required on the ports of ``proxies``, from the networks given there and from
+    nobody else.  ``datagrams`` makes what carries UDP.
 
     An exception of the machine or of ``on_event`` ends the driver and is raised by :meth:`run`,
     :meth:`events` and on leaving the context.

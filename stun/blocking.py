@@ -36,8 +36,8 @@ class Driver(Generic[Event]):
     within :meth:`step`, :meth:`run_until` and :meth:`events`; each begins by carrying out what
     commands have queued.
 
-    ``tls`` and ``tls_ports`` as for :class:`stun.aio.Driver`.  An exception of the machine or of
-    ``on_event`` comes out of the call it happened in.
+    ``tls``, ``tls_ports``, ``server_tls`` and ``proxies`` as for :class:`stun.aio.Driver`.
+    An exception of the machine or of ``on_event`` comes out of the call it happened in.
     """
 
     def __init__(

@@ -122,7 +122,7 @@ DatagramsFactory: TypeAlias = Callable[[Core], Datagrams]
 def is_encrypted(data: bytes, security: Security) -> bool:
     """Whether a packet on a socket with ``security`` is for :meth:`Core.encrypted`."""
     if security is Security.DETECT:
-        return data[:1] < b"\x40" and data[:1] >= b"\x14"
+        return bool(data) and 20 <= data[0] < 64
     return security is Security.REQUIRED
 
 

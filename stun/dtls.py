@@ -64,8 +64,8 @@ HANDSHAKE: Final = 10 * SECOND
 """How long a handshake may take: 1, 2 and 4 s until OpenSSL has sent a flight four times."""
 HANDSHAKES: Final = 1024
 """Handshakes of clients at once: for one more the oldest gives way."""
-SESSIONS: Final = 65536
-"""Sessions of clients at once: beyond, new ones are not answered."""
+SESSIONS: Final = 16384
+"""Sessions of clients at once: beyond, new ones are not answered.  Each is 70 KiB of OpenSSL's."""
 IDLE: Final = 3900 * SECOND
 """How long a session lives without a word of the client.  It is the last bound, longer than the
 longest lifetime of an allocation: a machine that has timers of its own shuts sessions earlier."""

@@ -44,56 +44,51 @@ class ClientHello:
     and what a second ClientHello "MUST" repeat (RFC 6347 section 4.2.1)."""
 
 
-class _Short(Exception):
-    """The octets end too early."""
-
-
-class _Reader:
-    __slots__ = ("_at", "_data")
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._at = 0
-
-    def take(self, size: int) -> bytes:
-        end = self._at + size
-        if end > len(self._data):
-            raise _Short
-        part = self._data[self._at : end]
-        self._at = end
-        return part
-
-    def vector(self, prefix: int) -> bytes:
-        """Take a vector with a length prefix of so many octets (RFC 8446 section 3.4)."""
-        return self.take(int.from_bytes(self.take(prefix), "big"))
-
-    def __bool__(self) -> bool:
-        return self._at < len(self._data)
-
-
 def _body(body: bytes, *, datagram: bool) -> ClientHello | None:
     """Read the body of the message (RFC 5246 section 7.4.1.2, RFC 6347 section 4.2.1)."""
-    reader = _Reader(body)
     try:
-        fixed = reader.take(34)
-        session = reader.vector(1)
-        cookie = reader.vector(1) if datagram else b""
-        suites = reader.vector(2)
-        compression = reader.vector(1)
-        extensions = _Reader(reader.vector(2) if reader else b"")
-        protocols: list[bytes] = []
-        while extensions:
-            kind, value = extensions.take(2), extensions.vector(2)
-            if kind == _ALPN.to_bytes(2, "big"):
-                names = _Reader(_Reader(value).vector(2))
-                while names:
-                    protocols.append(names.vector(1))
-    except _Short:
+        session = 35 + body[34]
+        cookie = session
+        if datagram:
+            cookie += 1 + body[session]
+        suites = cookie + 2 + (body[cookie] << 8 | body[cookie + 1])
+        compression = suites + 1 + body[suites]
+        if compression > len(body):
+            return None
+        at = end = compression
+        if compression < len(body):
+            at += 2
+            end = at + (body[compression] << 8 | body[compression + 1])
+        protocols: tuple[bytes, ...] = ()
+        while at < end:
+            kind = body[at] << 8 | body[at + 1]
+            value = at + 4
+            at = value + (body[at + 2] << 8 | body[at + 3])
+            if kind == _ALPN:
+                protocols = _names(body[value:at])
+    except IndexError:
         return None
-    parameters = b"".join(
-        (fixed, bytes([len(session)]), session, len(suites).to_bytes(2, "big"), suites, compression)
+    if at > end or end > len(body):
+        return None
+    return ClientHello(
+        body[2:34],
+        body[session + 1 : cookie],
+        protocols,
+        body[:session] + body[cookie:compression],
     )
-    return ClientHello(fixed[2:], cookie, tuple(protocols), parameters)
+
+
+def _names(value: bytes) -> tuple[bytes, ...]:
+    """Read the ProtocolNameList of ALPN (RFC 7301 section 3.1)."""
+    names = []
+    at = 2
+    while at < len(value):
+        end = at + 1 + value[at]
+        names.append(value[at + 1 : end])
+        at = end
+    if at != len(value) or at != 2 + (value[0] << 8 | value[1]):
+        raise IndexError
+    return tuple(names)
 
 
 def read_stream(data: bytes) -> ClientHello | int | None:

@@ -30,6 +30,8 @@ _OPTION = {
     socket.AF_INET6: (socket.IPPROTO_IPV6, _IPV6_RECVERR),
 }
 _ORIGIN_ICMP, _ORIGIN_ICMP6 = 2, 3
+# Fragmentation needed (RFC 1191 section 4) and packet too big (RFC 4443 section 3.2).
+_HAVE_MTU = {(_ORIGIN_ICMP, 3, 4), (_ORIGIN_ICMP6, 2, 0)}
 _EXTENDED_ERROR = struct.Struct("=IBBBxII")
 
 
@@ -39,6 +41,8 @@ class IcmpError(NamedTuple):
     destination: Address
     icmp_type: int
     icmp_code: int
+    info: int
+    """The MTU, where the message says one (:attr:`stun.sansio.Undeliverable.info`), else 0."""
 
 
 def keep_errors(sock: socket.socket, *, keep: bool = True) -> None:
@@ -62,7 +66,9 @@ def read_errors(sock: socket.socket) -> list[IcmpError]:
         for level, kind, value in ancillary:
             if (level, kind) != _OPTION[sock.family]:
                 continue
-            _, origin, icmp_type, icmp_code, _, _ = _EXTENDED_ERROR.unpack_from(value)
+            _, origin, icmp_type, icmp_code, info, _ = _EXTENDED_ERROR.unpack_from(value)
             if origin in {_ORIGIN_ICMP, _ORIGIN_ICMP6} and destination:
-                errors.append(IcmpError(from_sockaddr(destination), icmp_type, icmp_code))
+                # Elsewhere that word is unused, or a length (RFC 4884).
+                mtu = info if (origin, icmp_type, icmp_code) in _HAVE_MTU else 0
+                errors.append(IcmpError(from_sockaddr(destination), icmp_type, icmp_code, mtu))
     return errors

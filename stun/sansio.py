@@ -154,7 +154,12 @@ class Shut:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Read nothing from a stream for now, or go on reading (``held`` false)."""
+    """Read nothing from a stream for now, or go on reading (``held`` false).
+
+    A driver does not read from a client that takes no answers.  Once a machine has given this order
+    for a stream, either way, it alone decides: what goes in and what comes out of a relay have
+    nothing to do with each other.
+    """
 
     handle: Handle
     held: bool = True

@@ -438,7 +438,7 @@ def _is_held_back(stream: Stream) -> bool:
     """Whether nothing is read because so much waits for a peer that reads slowly.
 
     Or a client that asks without end and takes no answer would fill the memory; TCP's window holds
-    it back instead.  Only where it was the peer that connected: two ends that both did so might
-    wait for each other.
+    it back instead.  Only where it was the peer that connected, for two ends that both did so might
+    wait for each other; and only while the machine does not decide it (:class:`stun.sansio.Hold`).
     """
-    return stream.listener is not None and stream.congested
+    return stream.held is None and stream.listener is not None and stream.congested

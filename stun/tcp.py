@@ -206,7 +206,9 @@ class Stream:
         self.end: StreamEnded | None = None
         """Set when TLS has met the end behind bytes that :meth:`read` is still giving."""
         self.entrance: Entrance | None = None
-        self.held = False
+        self.held: bool | None = None
+        """What the machine said last: to read or not to; ``None`` if it has left it to the driver.
+        """
         """Whether the machine wants nothing read."""
         self.congested = False
         """Whether what waits has passed :data:`PENDING_MARK` and not been sent yet."""

@@ -98,7 +98,7 @@ lab)
 interop)
     need "real NATs need nftables and iproute2, going on without; run" nft=nftables ip=iproute2
     need "some peers are missing, their tests will be skipped; run" \
-        turnserver=coturn stun=stun-client openssl=openssl redis-server=redis-server \
+        turnserver=coturn stun=stun-client openssl=openssl redis-server=redis-server haproxy=haproxy \
         chromium=chromium go=golang-go \
         /usr/share/gocode/src/github.com/pion/turn/v2=golang-github-pion-turn.v2-dev \
         "$(gst libgstnice.so)=gstreamer1.0-nice" "$(gst libgstapp.so)=gstreamer1.0-plugins-base" \

@@ -12,6 +12,17 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+_SIGNS_CERTIFICATES = x509.KeyUsage(
+    digital_signature=True,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=True,
+    encipher_only=False,
+    decipher_only=False,
+)
 DAY = datetime.timedelta(days=1)
 
 
@@ -58,12 +69,20 @@ def issue(
         .not_valid_before(now + begins)
         .not_valid_after(now + ends)
     )
+    signer = issuer.key if issuer else key
+    # What a strict verification wants of everybody (RFC 5280 section 4.2).
+    builder = builder.add_extension(
+        x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False
+    ).add_extension(
+        x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False
+    )
     if authority:
         builder = builder.add_extension(x509.BasicConstraints(True, None), critical=True)
+        builder = builder.add_extension(_SIGNS_CERTIFICATES, critical=True)
     else:
         general = x509.SubjectAlternativeName([_general(name) for name in names])
         builder = builder.add_extension(general, critical=False)
-    return Issued(builder.sign(issuer.key if issuer else key, hashes.SHA256()), key)
+    return Issued(builder.sign(signer, hashes.SHA256()), key)
 
 
 def _general(name: str) -> x509.GeneralName:

@@ -84,13 +84,14 @@ class Desk:
     """The server and its driver.
 
     ``refuse`` says why a socket cannot be had, if it cannot; with ``holding`` orders to open wait
-    until :meth:`release`.
+    until :meth:`release`.  ``wrap`` puts something between the server and the driver.
     """
 
     def __init__(
         self,
         seed: int = 1,
         users: Mapping[str, str] | UserStore | None = None,
+        wrap: Callable[[Server], Any] = lambda server: server,
         **changes: Any,
     ) -> None:
         self.rng = random.Random(seed)
@@ -106,6 +107,7 @@ class Desk:
             entropy=self.rng.randbytes,
             unix_epoch=1_800_000_000,
         )
+        self.machine = wrap(self.server)
         self.refuse: Callable[[OpenUdp | Listen], Cause | None] = lambda _: None
         self.holding = False
         self.held: list[OpenUdp | Listen] = []
@@ -128,11 +130,11 @@ class Desk:
         """Carry out what the server wants."""
         pending: list[Any] = []
         while True:
-            while (output := self.server.poll()) is not None:
+            while (output := self.machine.poll()) is not None:
                 self._carry_out(output, pending)
             if not pending:
                 return
-            self.server.on_socket(pending.pop(0), self.now)
+            self.machine.on_socket(pending.pop(0), self.now)
 
     def _carry_out(self, output: Any, pending: list[Any]) -> None:
         match output:
@@ -178,27 +180,27 @@ class Desk:
         """Open what was held back."""
         held, self.held = self.held, []
         for order in held:
-            self.server.on_socket(self._open(order), self.now)
+            self.machine.on_socket(self._open(order), self.now)
         self.pump()
 
     def tell(self, event: Any) -> None:
         """Report what happened to a socket."""
-        self.server.on_socket(event, self.now)
+        self.machine.on_socket(event, self.now)
         self.pump()
 
     def receive(self, data: bytes, source: Address, local: Address) -> list[Transmit]:
         """Let a datagram arrive; return what the server sends for it."""
         before = len(self.sent)
-        self.server.receive(Received(data, source, local), self.now)
+        self.machine.receive(Received(data, source, local), self.now)
         self.pump()
         return self.sent[before:]
 
     def wait(self, seconds: float) -> None:
         """Let time pass, with every deadline met."""
         until = self.now + int(seconds * SECOND)
-        while (due := self.server.deadline()) is not None and due <= until:
+        while (due := self.machine.deadline()) is not None and due <= until:
             self.now = max(self.now, due)
-            self.server.on_deadline(self.now)
+            self.machine.on_deadline(self.now)
             self.pump()
         self.now = until
 
@@ -315,7 +317,7 @@ class Caller:
         if self.handle:
             desk.tell(Arrived(self.handle, octets))
         else:
-            desk.server.receive(Received(octets, self.address, self.server), desk.now)
+            desk.machine.receive(Received(octets, self.address, self.server), desk.now)
             desk.pump()
         return self.fetch()
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from turn.client import Client
-    from turn.client_config import ClientConfig
-    from turn.client_errors import (
+    from turn.client.aio import Relay, connect
+    from turn.client.config import ClientConfig
+    from turn.client.errors import (
         AllocationLost,
         Forbidden,
         NoRelay,
@@ -25,24 +25,24 @@ if TYPE_CHECKING:
         ServerUnreachable,
         TurnError,
     )
-    from turn.client_relay import RelayClosed
-    from turn.client_aio import Relay, connect
+    from turn.client.machine import Client
+    from turn.client.relay import RelayClosed
 
 _HOMES = {
-    "AllocationLost": "turn.client_errors",
-    "Client": "turn.client",
-    "ClientConfig": "turn.client_config",
-    "Forbidden": "turn.client_errors",
-    "NoRelay": "turn.client_errors",
-    "NotAuthenticated": "turn.client_errors",
-    "PeerNotReached": "turn.client_errors",
-    "QuotaReached": "turn.client_errors",
-    "Relay": "turn.client_aio",
-    "RelayClosed": "turn.client_relay",
-    "ServerRefused": "turn.client_errors",
-    "ServerUnreachable": "turn.client_errors",
-    "TurnError": "turn.client_errors",
-    "connect": "turn.client_aio",
+    "AllocationLost": "turn.client.errors",
+    "Client": "turn.client.machine",
+    "ClientConfig": "turn.client.config",
+    "Forbidden": "turn.client.errors",
+    "NoRelay": "turn.client.errors",
+    "NotAuthenticated": "turn.client.errors",
+    "PeerNotReached": "turn.client.errors",
+    "QuotaReached": "turn.client.errors",
+    "Relay": "turn.client.aio",
+    "RelayClosed": "turn.client.relay",
+    "ServerRefused": "turn.client.errors",
+    "ServerUnreachable": "turn.client.errors",
+    "TurnError": "turn.client.errors",
+    "connect": "turn.client.aio",
 }
 
 __all__ = [

@@ -5,7 +5,7 @@ Pure: values in, lines out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from stun.discovery import Transport
@@ -21,8 +21,21 @@ MOST_URIS = 6
 """URIs that are printed; a machine with many addresses has many more."""
 
 
-def advice(failure: CannotServe, *, is_wildcard: bool = False) -> str:
-    """Say what is wrong with a listener that could not be had, and what to do."""
+def advise(failures: Iterable[CannotServe], passing: Collection[Address] = ()) -> list[str]:
+    """Say what is wrong with listeners that could not be had, and what to do.
+
+    ``passing``: those that a wildcard stands for.  A port that some program has, it has at most of
+    its addresses, which is one thing to say.
+    """
+    groups: dict[tuple[Cause, int, str], list[CannotServe]] = {}
+    for failure in failures:
+        where = "" if failure.local in passing else str(failure.local)
+        groups.setdefault((failure.cause, failure.local.port, where), []).append(failure)
+    return list(dict.fromkeys(_advice(group, passing) for group in groups.values()))
+
+
+def _advice(failures: Sequence[CannotServe], passing: Collection[Address]) -> str:
+    failure = failures[0]
     where, transport = failure.local, failure.transport
     scheme = transport.value.lower()
     match failure.cause:
@@ -33,12 +46,14 @@ def advice(failure: CannotServe, *, is_wildcard: bool = False) -> str:
                 f"--listen {scheme}://LOCAL:{where.port}?advertise={where.host}"
             )
         case Cause.ADDRESS_IN_USE:
-            kind = transport.protocol
-            host = "ADDRESS" if is_wildcard else str(where).rpartition(":")[0]
+            kinds = sorted({one.transport.protocol for one in failures}, reverse=True)
+            hosts = list(dict.fromkeys(one.local.host for one in failures))
+            host = "*" if where in passing else str(where).rpartition(":")[0]
             return (
-                f"{kind.upper()} port {where.port} at {where.host} is in use; "
-                f"`ss -lpn --{kind} sport = :{where.port}` names the program. Stop it, or choose "
-                f"another port: --listen {scheme}://{host}:PORT"
+                f"port {where.port} of {' and '.join(kind.upper() for kind in kinds)} is in use at "
+                f"{', '.join(hosts)}; `ss -lpn {' '.join(f'--{kind}' for kind in kinds)} sport = "
+                f":{where.port}` names the program. Stop it, or choose another port: "
+                f"--listen {scheme}://{host}:PORT"
             )
         case Cause.NOT_PERMITTED:
             return (
@@ -98,7 +113,7 @@ def try_lines(listeners: Iterable[ListenAt], user: Credential, names: tuple[str,
         if turn_uris([ListenAt(Transport.UDP, seen)])[0] == uri
     )
     return [
-        f"turnd check {uri} --user {user.username}:{user.password}",
+        f"turnd check '{uri}' --user {user.username}:{user.password}",
         f"turnutils_uclient -y -c -n 10 -u {user.username} -w {user.password} "
         f"-p {seen.port} {seen.host}",
     ]
@@ -143,8 +158,3 @@ def announce(
 def _print(console: Console, line: str, style: str | None = None) -> None:
     # Not wrapped: what is printed here is copied.
     console.print(line, style=style, soft_wrap=True, highlight=False, markup=False)
-
-
-def ordered(addresses: Iterable[Address]) -> list[str]:
-    """Return addresses as texts, sorted for a person."""
-    return [str(one) for one in sorted(addresses, key=lambda one: (one.is_ipv6, one))]

@@ -5,8 +5,9 @@
         relay.send(b"hello", peer)
         data, peer = relay.recv(timeout=5)
 
-Everything as in :mod:`turn.client_aio`, except that time passes for the relay only within its calls:
-who does nothing with it for minutes calls :meth:`Relay.run` meanwhile, or the allocation expires.
+Everything is as in :mod:`turn.client.aio`, except that time passes for the relay only within its
+calls: who does nothing with it for minutes calls :meth:`Relay.run` meanwhile, or the allocation
+expires.
 """
 
 from __future__ import annotations
@@ -24,9 +25,8 @@ from stun.credentials import LongTerm, ThirdParty
 from stun.discovery import Target
 from stun.errors import UsageError
 from stun.sansio import Address, Cause
-from turn.client import Client
-from turn.client_config import ClientConfig
-from turn.client_events import (
+from turn.client.config import ClientConfig
+from turn.client.events import (
     ClientEvent,
     Connection,
     PeerClosed,
@@ -34,9 +34,10 @@ from turn.client_events import (
     PeerConnected,
     PeerStream,
 )
-from turn.client_race import Race
-from turn.client_relay import RECEIVE_LIMIT, RelayClosed, Relaying
-from turn.client_setup import (
+from turn.client.machine import Client
+from turn.client.race import Race
+from turn.client.relay import RECEIVE_LIMIT, RelayClosed, Relaying
+from turn.client.setup import (
     Options,
     Protocol,
     Wanted,
@@ -71,7 +72,7 @@ def connect(
     on_event: Callable[[ClientEvent], None] | None = None,
     **options: Unpack[Options],
 ) -> Relay:
-    """Return a relay, to be used as a context; everything as in :func:`turn.client_aio.connect`."""
+    """Return a relay, to be used as a context; everything as in :func:`turn.client.aio.connect`."""
     from stun.resolver import resolve
 
     wanted = Wanted(

@@ -16,6 +16,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, Final
 
 from stun.discovery import Target, Transport
@@ -24,15 +25,15 @@ from stun.resolver import resolve_async
 from stun.sansio import Address
 from stun.tls import ClientTls
 from stun.uri import TurnUri
-from turn.client_aio import Relay, connect
-from turn.client_errors import (
+from turn.client.aio import Relay, connect
+from turn.client.errors import (
     Forbidden,
     InsufficientCapacity,
     NotAuthenticated,
     QuotaReached,
     ServerUnreachable,
 )
-from turn.client_setup import as_uri
+from turn.client.setup import as_uri
 from turn.server.policy import PeerPolicy
 
 PATIENCE: Final = 10.0
@@ -42,6 +43,9 @@ ROUNDS: Final = 10
 SOON: Final = 14 * 86400
 """Seconds before a certificate expires when it becomes a warning."""
 FEW_PORTS: Final = 100
+WANTED_BUFFER: Final = 4 << 20
+"""Octets of receive buffer that a listener asks for."""
+RMEM_MAX: Final = Path("/proc/sys/net/core/rmem_max")
 
 CLOSED: Final[Mapping[str, str]] = {
     "127.0.0.1": "services of the server's own machine",
@@ -375,13 +379,9 @@ def _check_certificate(certificate: Mapping[str, Any] | None, now: float) -> Ite
     )
 
 
-WANTED_BUFFER: Final = 4 << 20
-
-
-def _kernel_limits(path: str = "/proc/sys/net/core/rmem_max") -> Iterator[Finding]:
+def _kernel_limits() -> Iterator[Finding]:
     try:
-        with open(path, encoding="ascii") as file:  # noqa: PTH123  (a number of the kernel's)
-            most = int(file.read())
+        most = int(RMEM_MAX.read_text())
     except (OSError, ValueError):
         return  # another system, or a container that hides it
     if most < WANTED_BUFFER // 8:

@@ -275,11 +275,12 @@ def _serve(given: Given) -> int:
     return SERVED
 
 
-def _announce(running: Turnd) -> None:
+def _announce(running: Turnd) -> bool:
+    """Say on standard output where turnd serves, where somebody reads it or must."""
     from turn.announce import announce
 
     if running.made_up is None and not sys.stdout.isatty():
-        return  # the log says it all
+        return False
     announce(
         _console(),
         running.plan,
@@ -288,6 +289,7 @@ def _announce(running: Turnd) -> None:
         names=running.certificate_names(),
     )
     sys.stdout.flush()
+    return True
 
 
 def _console() -> Any:

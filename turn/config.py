@@ -169,14 +169,17 @@ def _add_users(
 # Telling what is wrong. ---------------------------------------------------------------------------
 
 
-def _chosen(error: ValidationError) -> Iterator[ErrorDetails]:
-    """Give one error for each place: a union complains once for each of its members."""
-    seen: set[KeyPath] = set()
+def _chosen(error: ValidationError) -> list[ErrorDetails]:
+    """Return one error for each place, the innermost.
+
+    A union complains once for each of its members, and a list without its wrong elements is
+    complained about for being empty.
+    """
+    chosen: dict[KeyPath, ErrorDetails] = {}
     for one in error.errors(include_url=False):
-        at = _place(one["loc"])
-        if at not in seen:
-            seen.add(at)
-            yield one
+        chosen.setdefault(_place(one["loc"]), one)
+    around = {at[:length] for at in chosen for length in range(len(at))}
+    return [one for at, one in chosen.items() if at not in around]
 
 
 def _place(loc: tuple[int | str, ...]) -> KeyPath:
@@ -235,8 +238,9 @@ class _Where:
     def _found(self, at: KeyPath, value: Any) -> str:
         if any(part in _SECRET_KEYS for part in at):
             return "the value"
-        if isinstance(value, dict):
-            return "a table"
+        # Whole tables and lists may have secrets in them.
+        if isinstance(value, dict | list | tuple):
+            return "a table" if isinstance(value, dict) else "a list"
         return json.dumps(value, default=str)
 
 

@@ -44,7 +44,7 @@ LONGEST_FREE_REALM: Final = 24
 
 
 class Credential(NamedTuple):
-    """The user that turnd makes up when nobody is configured."""
+    """A user that turnd makes up."""
 
     username: str
     password: str
@@ -304,9 +304,9 @@ def _proxies(places: Iterable[ListenUrl]) -> dict[int, tuple[str, ...]]:
 
 
 def make_users(
-    settings: Settings, made_up: Credential | None, cached: CachedUsers | None
+    settings: Settings, more: Iterable[Credential], cached: CachedUsers | None = None
 ) -> UserStore:
-    """Return every user of ``settings``, and ``made_up`` where there is nobody else.
+    """Return every user of ``settings``, and ``more``.
 
     ``cached``: those of the database, where there is one.
     """
@@ -315,8 +315,7 @@ def make_users(
         name: value.text if isinstance(value, Hidden) else value
         for name, value in settings.auth.users.items()
     }
-    if made_up is not None and not settings.auth.anybody:
-        table[made_up.username] = made_up.password
+    table |= {one.username: one.password for one in more}
     if table:
         stores.append(StaticUsers(table, settings.realm))
     if settings.auth.secrets:

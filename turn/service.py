@@ -33,7 +33,7 @@ from stun.tls import CertificateProblem, ServerTls
 from stun.users import UserStore
 from turn.addresses import Lister, changes, local_addresses, servable
 from turn.aio import RelayDriver
-from turn.announce import advice, ports_advice, relay_advice
+from turn.announce import advise, ports_advice, relay_advice
 from turn.limits import descriptor_warning, raise_descriptor_limit
 from turn.logs import Journal, logger
 from turn.meter import Usage
@@ -71,14 +71,15 @@ class Turnd:
 
     ``load`` reads the configuration, at the start and at each reload; it raises
     :class:`turn.config.ConfigError`, and so does making one of these.  ``on_ready`` is called once,
-    when it serves.  ``version`` is for the metrics, ``watch`` in seconds.
+    when it serves, and says whether it has told the operator where; if not, the log does.
+    ``version`` is for the metrics, ``watch`` in seconds.
     """
 
     def __init__(
         self,
         load: Callable[[], Settings],
         *,
-        on_ready: Callable[[Turnd], None] = lambda _: None,
+        on_ready: Callable[[Turnd], bool] = lambda _: False,
         version: str = "",
         lister: Lister = local_addresses,
         watch: float = WATCH,
@@ -89,8 +90,10 @@ class Turnd:
         self._lister = lister
         self._watch = watch
         self.settings = load()
-        self.made_up = None if self.settings.auth.anybody else make_up_user()
+        self.made_up = None if self.settings.auth.anybody else make_up_user("user")
         """The user of a configuration that has none."""
+        # For ``turnd check``, which must work whoever the users are; only the admin socket tells.
+        self._probe = make_up_user("check")
         self._addresses = lister()
         self.plan: Plan = make_plan(self.settings, self._addresses)
         self.tls = load_certificate(self.settings)
@@ -98,7 +101,7 @@ class Turnd:
         self.serving: dict[tuple[str, Address], Serving] = {}
         """Listeners that are open, by protocol ("udp" or "tcp") and local address."""
         self._failures: list[CannotServe] = []
-        # Listeners of a wildcard that could not be had: left out until the next look.
+        # Listeners that could not be had, to be tried again.
         self._missing: set[Address] = set()
         self._log = _logger(self.settings)
         self._journal = Journal(self._log)
@@ -106,7 +109,7 @@ class Turnd:
             [_nonce_secret(self.settings)], lifetime=self.settings.auth.nonce_lifetime
         )
         self._parts = Parts(self)
-        self._users = make_users(self.settings, self.made_up, None)
+        self._users = self._make_users()
         self._server = Server(
             self.plan.config,
             self._users,
@@ -134,7 +137,7 @@ class Turnd:
             await self._parts.open(self.settings)
             self._parts.commit()
             async with self._driver:
-                self._users = make_users(self.settings, self.made_up, self._parts.users)
+                self._users = self._make_users()
                 self._server.reconfigure(self.plan.config, self._users, self.now())
                 self._server.set_clock(int(time.time()), self.now())
                 self._server.start(self.now())
@@ -144,13 +147,17 @@ class Turnd:
                 warning = descriptor_warning(self.plan.config, limit)
                 if warning is not None:
                     self.warn(warning)
-                self._on_ready(self)
+                if not self._on_ready(self):
+                    for text in self.plan.warnings:
+                        self.warn(text)
+                    self._log.info("serving", **self._places())
                 notify(f"READY=1\nSTATUS={self._status_line()}")
                 self.spawn(self._driver.run())
                 self.spawn(self._look_after())
                 self.spawn(self._feed_watchdog())
                 await self._stopping.wait()
-                self._end()
+                if self._crash is None:
+                    self._end()
         finally:
             for task in self._tasks:
                 task.cancel()
@@ -159,23 +166,26 @@ class Turnd:
         if self._crash is not None:
             raise self._crash
 
+    def _make_users(self) -> UserStore:
+        more = [self._probe] if self.made_up is None else [self._probe, self.made_up]
+        return make_users(self.settings, more, self._parts.users)
+
     def _check_started(self) -> None:
         """Raise if listeners are missing that must not be."""
         self._starting = False
         grave = [failure for failure in self._failures if not self._may_be_missing(failure)]
+        words = advise(grave, self.plan.passing)
         if grave and not (self.settings.partial and self.serving):
-            raise CannotStart("\n".join(dict.fromkeys(map(self._advice, grave))))
-        for failure in grave:
-            self.warn(self._advice(failure))
+            raise CannotStart("\n".join(words))
+        for line in words:
+            self.warn(line)
+        self._missing.update(failure.local for failure in self._failures)
         if not self.serving:
             raise CannotStart("no listener could be opened: there is nothing to serve")
 
     def _may_be_missing(self, failure: CannotServe) -> bool:
         """Whether it is an address behind a wildcard that has gone, or is not ready yet."""
         return failure.local in self.plan.passing and failure.cause is Cause.ADDRESS_NOT_AVAILABLE
-
-    def _advice(self, failure: CannotServe) -> str:
-        return advice(failure, is_wildcard=failure.local in self.plan.passing)
 
     def _add_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -248,8 +258,7 @@ class Turnd:
                 if self._starting:
                     self._failures.append(event)
                     return
-                if event.local in self.plan.passing:
-                    self._missing.add(event.local)
+                self._missing.add(event.local)
             case Drained():
                 self.stop()
             case _:
@@ -398,7 +407,7 @@ class Turnd:
 
     async def _reload(self) -> list[str]:
         settings = self._load()
-        made_up = None if settings.auth.anybody else self.made_up or make_up_user()
+        made_up = None if settings.auth.anybody else self.made_up or make_up_user("user")
         addresses = self._lister()
         plan = make_plan(settings, addresses)
         tls = load_certificate(settings)
@@ -423,25 +432,29 @@ class Turnd:
             # What was made with the old one is good for as long as it would have been.
             self.nonces.rotate([_nonce_secret(settings), *self.nonces.secrets[:1]])
             changed.append("nonces: another secret")
+        self.nonces.lifetime = settings.auth.nonce_lifetime
         if (settings.auth, settings.realm) != (before.auth, before.realm):
-            self._users = make_users(settings, made_up, self._parts.users)
+            self._users = self._make_users()
         self._missing.clear()
         changed += self._go_over(plan, self._users)
         for old, new in replaced:
             changed.append(f"{new.name}: {new.words}")
-            await old.stack.aclose()
+            # Beside, for whoever asked for this may be waiting at the very socket that goes.
+            self.spawn(old.stack.aclose())
         return changed
 
     def _check_new(self, plan: Plan) -> None:
         """Raise if what is new in a plan cannot be had."""
         there = {(at.transport.protocol, at.local) for at in self.plan.config.listeners}
-        for at in plan.config.listeners:
-            if (at.transport.protocol, at.local) in there:
-                continue
-            problem = problem_with_listener(at)
-            gone = problem is not None and problem.cause is Cause.ADDRESS_NOT_AVAILABLE
-            if problem is not None and not (gone and at.local in plan.passing):
-                raise CannotStart(advice(problem, is_wildcard=at.local in plan.passing))
+        problems = [
+            problem
+            for at in plan.config.listeners
+            if (at.transport.protocol, at.local) not in there
+            and (problem := problem_with_listener(at)) is not None
+            and not (at.local in plan.passing and problem.cause is Cause.ADDRESS_NOT_AVAILABLE)
+        ]
+        if problems:
+            raise CannotStart("\n".join(advise(problems, plan.passing)))
         if (plan.config.relays, plan.config.ports) != (
             self.plan.config.relays,
             self.plan.config.ports,
@@ -472,7 +485,18 @@ class Turnd:
             "draining": self._draining,
             "warnings": list(self.plan.warnings),
             "sessions": sum(1 for _ in self._server.sessions()),
+            "probe": {"username": self._probe.username, "password": self._probe.password},
         }
+
+    def _places(self) -> dict[str, str]:
+        """Say where it serves and relays from, as fields of a log line."""
+        places: dict[str, list[str]] = {}
+        for one in self.serving.values():
+            places.setdefault(one.transport.value.lower(), []).append(str(one.local))
+        fields = {transport: " ".join(where) for transport, where in places.items()}
+        relays = [f"{relay.local}={relay.advertised}" for relay in self.plan.config.relays]
+        low, high = self.plan.config.ports
+        return {**fields, "relays": " ".join(relays), "ports": f"{low}-{high}"}
 
     def _status_line(self) -> str:
         return f"{len(self.serving)} listeners, realm {self.settings.realm}"
@@ -502,9 +526,9 @@ class Turnd:
         return None if self.tls is None else self.tls.describe().not_after.timestamp()
 
 
-def make_up_user() -> Credential:
-    """Return a user that nobody can guess."""
-    return Credential(f"user-{secrets.token_hex(3)}", secrets.token_urlsafe(15))
+def make_up_user(kind: str) -> Credential:
+    """Return a user whose password nobody can guess."""
+    return Credential(f"{kind}-{secrets.token_hex(3)}", secrets.token_urlsafe(15))
 
 
 def _check_machine(plan: Plan) -> None:

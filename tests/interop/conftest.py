@@ -131,7 +131,8 @@ def free_ports(hosts: tuple[str, ...], number: int) -> list[int]:
                 for host in hosts:
                     for port in ports:
                         for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
-                            stack.enter_context(socket.socket(type=kind)).bind((host, port))
+                            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+                            stack.enter_context(socket.socket(family, kind)).bind((host, port))
             except (OSError, OverflowError):
                 continue
             return ports

@@ -26,8 +26,8 @@ from stun.oauth import Contents, TokenKey, timestamp_of
 from stun.sansio import Address
 from stun.tls import ClientTls
 from tools.certificate import write_self_signed
-from turn.client_errors import NotAuthenticated, PeerNotReached, QuotaReached
-from turn.client_events import ClientEvent, Redirected, Refreshed
+from turn.client.errors import NotAuthenticated, PeerNotReached, QuotaReached
+from turn.client.events import ClientEvent, Redirected, Refreshed
 
 HOST, NAME = "127.0.0.1", "relay.example"
 SECRET = "shared with the web service"

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
+import time
 from contextlib import asynccontextmanager, closing, suppress
 
 import pytest
 
+from stun import aio
 from stun.credentials import long_term_key, userhash
+from stun.discovery import Transport
 from stun.errors import UsageError
 from stun.nonce import NonceMaker, NonceState
 from stun.registry import PasswordAlgorithm
-from stun.sansio import Address
+from stun.sansio import SECOND, Address
 from stun.users import Gap, Password, StoredKeys
+from turn.server.config import ListenAt, RelayAddress, ServerConfig
 from turn.server.events import LookUp
+from turn.server.machine import Server
+from turn.server.policy import PeerPolicy
 from turn.users import open_backend, open_table
 from turn.users.base import BackendError, Loader
 from turn.users.cache import CachedUsers
 from turn.users.fleet import FleetState
 from turn.users.redis import RedisUsers
 
-REALM = "example.org"
+HOST, REALM = "127.0.0.1", "example.org"
 CLIENT = Address("192.0.2.7", 40000)
 NOW = 1_700_000_000
 
@@ -154,21 +161,26 @@ def test_a_machine_is_told_through_an_outage(redis_server):
     """A user who was seen goes on while Redis is away; others are told to come again."""
 
     async def body():
-        users, reports, answered = CachedUsers(), [], []
+        users, reports, answers = CachedUsers(), [], []
+
+        def answered(lookup):
+            # As a machine does, in the same moment.
+            answers.append(tuple(users.secrets(lookup.username, NOW)))
+
         backend = RedisUsers(redis_server.url, REALM)
-        loader = Loader(
-            users, backend, answered.append, report=reports.append, watch=0.05, backoff=[0.05]
-        )
+        loader = Loader(users, backend, answered, report=reports.append, watch=0.05, backoff=[0.05])
         with closing(open_table(redis_server.url, REALM)) as table:
             table.add("alice", "pass")
             table.add("bob", "b")
         running = asyncio.create_task(loader.run())
 
         async def look_up(name):
-            count = len(answered)
-            loader.take(LookUp(name))
-            await until(lambda: len(answered) > count)
-            return tuple(users.secrets(name, NOW))
+            while True:
+                answers.clear()
+                loader.take(LookUp(name))
+                await until(lambda: answers)
+                if answers[-1] != (Gap.NOT_YET,):
+                    return answers[-1]
 
         assert await look_up("alice") == (Password("pass"),)
         await asyncio.to_thread(redis_server.stop)
@@ -386,3 +398,94 @@ class TestFleet:
                 assert len(one.nonces.secrets) == 1
 
         asyncio.run(body())
+
+
+class Relay:
+    """A server machine with its users in Redis, on a real socket."""
+
+    def __init__(self, url):
+        with socket.socket(type=socket.SOCK_DGRAM) as probe:
+            probe.bind((HOST, 0))
+            self.port = probe.getsockname()[1]
+        self.users = CachedUsers()
+        self.server = Server(
+            ServerConfig(
+                (ListenAt(Transport.UDP, Address(HOST, self.port)),),
+                (RelayAddress(HOST, HOST),),
+                REALM,
+                PeerPolicy(allow=["127.0.0.0/8"]),
+            ),
+            self.users,
+            NonceMaker([os.urandom(32)]),
+            entropy=os.urandom,
+            unix_epoch=int(time.time()) - time.monotonic_ns() // SECOND,
+        )
+        self.driver = aio.Driver(self.server, on_event=self.take)
+        self.loader = Loader(
+            self.users, RedisUsers(url, REALM), self.found, watch=0.05, backoff=[0.05]
+        )
+
+    def take(self, event):
+        self.loader.take(event)
+
+    def found(self, lookup):
+        self.server.found(lookup, self.driver.now())
+        self.driver.flush()
+
+    @asynccontextmanager
+    async def running(self):
+        async with self.driver:
+            self.server.start(self.driver.now())
+            self.driver.flush()
+            tasks = [asyncio.create_task(each.run()) for each in (self.driver, self.loader)]
+            try:
+                yield
+            finally:
+                self.driver.close()
+                tasks[1].cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                await self.loader.close()
+
+    async def try_out(self, *options):
+        """Let coturn's client relay to itself; return its code and what it said."""
+        client = await asyncio.create_subprocess_exec(
+            "turnutils_uclient",
+            *("-y", "-c", "-n", "1", *options, "-p", str(self.port), HOST),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        said, _ = await asyncio.wait_for(client.communicate(), 60)
+        return client.returncode, said.decode()
+
+
+def test_a_relay_with_its_users_in_redis(redis_server, require_peer):
+    require_peer("turnutils_uclient", "coturn")
+
+    async def body():
+        relay = Relay(redis_server.url)
+        with closing(open_table(redis_server.url, REALM)) as table:
+            table.add("alice", "pass")
+            async with relay.running():
+                code, said = await relay.try_out("-u", "alice", "-w", "pass")
+                assert code == 0, said
+                assert "Total lost packets 0 " in said
+                # Three allocations of one user are one question.
+                assert relay.loader.lookups == 1
+                for who in (("-u", "alice", "-w", "wrong"), ("-u", "bob", "-w", "pass")):
+                    code, said = await relay.try_out(*who)
+                    assert code != 0, said
+                    assert "error 500" not in said
+                # A user who is removed is refused as soon as the change was seen.
+                table.remove("alice")
+                known = (Password("pass"),)
+                now = int(time.time())
+                await until(lambda: relay.users.secrets("alice", now) != known)
+                code, said = await relay.try_out("-u", "alice", "-w", "pass")
+                assert code != 0, said
+                await asyncio.to_thread(redis_server.stop)
+                await until(lambda: not relay.users.reachable)
+                code, said = await relay.try_out("-u", "carol", "-w", "pass")
+                assert code != 0, said
+                assert "error 500" in said
+
+    asyncio.run(body())

@@ -15,17 +15,17 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from turn.dataplane.mmsg import Destination, Inbox, Outbox, pack_name  # noqa: E402
-from stun.sansio import Address  # noqa: E402
+from stun.sansio import Address
+from turn.dataplane.mmsg import Destination, Inbox, Outbox, pack_name
 
 CHANNEL = struct.Struct("!HH")
-PATIENCE = 0.02
+PATIENCE = 0.2
 """Seconds without an arrival after which what is on its way is taken for lost."""
 
 
@@ -99,6 +99,16 @@ class Sender:
             self._outbox.flush()
 
 
+class StreamSender:
+    """Writes one frame at a time on a connection."""
+
+    def __init__(self, sock: socket.socket, frame: bytes) -> None:
+        self._send, self._frame = sock.sendall, frame
+
+    def __call__(self) -> None:
+        self._send(self._frame)
+
+
 def senders(pairs: Sequence[Pair], size: int, burst: int, *, to_peer: bool) -> list[Sender]:
     """Return what sends payloads of ``size`` octets from the clients, or from the peers."""
     made = []
@@ -144,14 +154,20 @@ class Receivers:
 
 
 def closed(
-    pid: int, send: Sequence[Sender], into: Receivers, seconds: float, burst: int, window: int
+    pid: int,
+    send: Sequence[Callable[[], None]],
+    into: Receivers,
+    seconds: float,
+    *,
+    burst: int,
+    window: int,
 ) -> Result:
     """Keep ``window`` packets on their way."""
     on_the_way = received = sent = n = 0
     count = len(send)
     cpu, begin = cpu_of(pid), time.monotonic()
     end = begin + seconds
-    while (now := time.monotonic()) < end:
+    while time.monotonic() < end:
         while on_the_way + burst <= window:
             send[n]()
             n = (n + 1) % count
@@ -166,12 +182,17 @@ def closed(
     while last:
         sent -= last  # on their way at the end: neither received in time nor lost
         last = into.take(PATIENCE)
-    del now
     return Result(received, sent, elapsed, spent)
 
 
 def paced(
-    pid: int, send: Sequence[Sender], into: Receivers, seconds: float, burst: int, rate: float
+    pid: int,
+    send: Sequence[Callable[[], None]],
+    into: Receivers,
+    seconds: float,
+    *,
+    burst: int,
+    rate: float,
 ) -> Result:
     """Send ``rate`` packets a second."""
     received = sent = n = 0

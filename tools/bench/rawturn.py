@@ -14,11 +14,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from stun import attributes as attrs  # noqa: E402
-from stun.codec import Message, decode, encode  # noqa: E402
-from stun.credentials import long_term_key  # noqa: E402
-from stun.registry import Class, Method  # noqa: E402
-from stun.sansio import Address  # noqa: E402
+from stun import attributes as attrs
+from stun.codec import Message, decode, encode
+from stun.credentials import long_term_key
+from stun.registry import Class, Method
+from stun.sansio import Address
 
 USER, PASSWORD, REALM = "bench", "mark", "natkit.test"
 UDP_PROTOCOL = 17

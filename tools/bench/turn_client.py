@@ -105,14 +105,17 @@ async def aioice(port: int, echo: int, size: int, seconds: float, window: int) -
 
     peer, payload = (HOST, echo), bytes(size)
 
+    first = asyncio.Event()
+
     class Client(asyncio.DatagramProtocol):
         count = 0
 
         def connection_made(self, transport: Any) -> None:
             self.transport = transport
 
-        def datagram_received(self, data: bytes, source: Any) -> None:
+        def datagram_received(self, _data: bytes, _source: Any) -> None:
             self.count += 1
+            first.set()
             self.transport.sendto(payload, peer)
 
     transport, protocol = await turn.create_turn_endpoint(
@@ -120,8 +123,7 @@ async def aioice(port: int, echo: int, size: int, seconds: float, window: int) -
     )
     try:
         transport.sendto(payload, peer)
-        while not protocol.count:
-            await asyncio.sleep(0.01)
+        await first.wait()
         before, began = protocol.count, time.process_time()
         for _ in range(window - 1):
             transport.sendto(payload, peer)
@@ -143,9 +145,7 @@ def main() -> None:
     with servers() as (port, echo):
         for number in range(given.rounds + 1):
             for name, talk in (("natkit", natkit), ("aioice", aioice)):
-                count, cpu = asyncio.run(
-                    talk(port, echo, given.size, given.seconds, given.window)
-                )
+                count, cpu = asyncio.run(talk(port, echo, given.size, given.seconds, given.window))
                 if number:  # the first round warms up
                     rates[name].append((count / given.seconds, cpu / max(count, 1) * 1e6))
     for name, figures in rates.items():

@@ -33,6 +33,7 @@ MODULES = {
     "datagram": "target_server",
     "server": "target_server",
     "turn-server": "target_turn_server",
+    "turn-client": "target_turn_client",
     "probe": "target_probe",
 }
 PROPERTIES = {
@@ -50,6 +51,7 @@ PROPERTIES = {
         "tests/property/test_server_invariants.py",
     ),
     "examples-turn-server": ("tests/fuzz/test_fuzz_turn_server.py",),
+    "examples-turn-client": ("tests/fuzz/test_fuzz_turn_client.py",),
     "examples-probe": ("tests/fuzz/test_fuzz_probe.py", "tests/property/test_probe_verdicts.py"),
 }
 TAIL = 12

@@ -140,10 +140,17 @@ IDLE_AT_END = 7200 * SECOND
 class Side:
     """One stream, as the driver has it."""
 
-    def __init__(self, remote: Address, flow: tuple[Address, Transport] | None) -> None:
+    def __init__(
+        self,
+        remote: Address,
+        flow: tuple[Address, Transport] | None = None,
+        relay: Address | None = None,
+    ) -> None:
         self.remote = remote
         self.flow = flow
         """Of a client: what it connected to."""
+        self.relay = relay
+        """Of a peer: the relayed transport address that it is connected with."""
         self.answers = StunStream(channel_data=True)
         self.raw = False
         """A client data connection (RFC 6062): no messages any more."""
@@ -315,7 +322,6 @@ class World:
                 case Write(handle, data):
                     self.judge_write(self.streams[handle], handle, data)
                 case Hold(handle, held):
-                    assert self.streams[handle].held is not held
                     self.streams[handle].held = held
                 case Dial(handle, local, remote):
                     self.dial(handle, local, remote)
@@ -352,7 +358,7 @@ class World:
         self.handles.add(handle)
         assert local in self.listeners.values(), "dialled from where nothing listens"
         assert self.may_reach(remote), f"dialled {remote} against the policy"
-        side = self.streams[handle] = Side(remote, None)
+        side = self.streams[handle] = Side(remote, relay=local)
         side.connected = False
 
     def shut(self, handle: Handle) -> None:
@@ -489,7 +495,7 @@ class World:
                 listener = next(h for h, a in self.listeners.items() if a == local)
                 self.accepted += 1
                 peer = self.peer()
-                self.streams[-self.accepted] = Side(peer, None)
+                self.streams[-self.accepted] = Side(peer, relay=local)
                 self.events.append(Accepted(listener, -self.accepted, local, peer))
             case 10 if (handle := self.pick(client=False)) is not None:
                 side = self.streams[handle]
@@ -512,6 +518,10 @@ class World:
             case _:
                 self.pass_time(self.take() ** 2 * 10 * MILLISECOND)
         self.drain()
+        relays = {None, *self.listeners.values()}
+        assert all(side.relay in relays for side in self.streams.values()), (
+            "a peer's connection outlived its allocation"
+        )
 
     def from_client(self) -> Received:
         at = LISTENERS[self.take() & 2]
@@ -646,6 +656,7 @@ def scripts() -> Iterator[bytes]:
     yield connect + tcp + bytes((4, 0, 17, 0, 0, 0, 0)) + bytes((9, 0, 0)) + join + stream
     for steps in (bytes((14, 255)), bytes((13, 0, 0)), bytes((13, 1, 0)), bytes((13, 2, 1, 0))):
         yield allocate + permit + bind + steps + data + back
+        yield allocate + permit + bytes((12, 2, 0, 3, 3)) + bind + bytes((12, 2, 0, 11, 0)) + steps
         yield connect + tcp + dial + up + join + steps + stream
 
 

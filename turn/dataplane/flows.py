@@ -6,6 +6,7 @@ and what only busy ones need is made when they become busy.
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 import sys
@@ -16,19 +17,32 @@ from stun.icmp import keep_errors
 from stun.sansio import Address, Handle, Instant, Security
 from stun.sockaddr import family_of, from_sockaddr, to_sockaddr
 from turn.dataplane.base import Route
-from turn.dataplane.mmsg import Destination, Outbox, pack_name
+from turn.dataplane.mmsg import (
+    LARGEST,
+    NOT_SEGMENTED,
+    WORTHWHILE,
+    Destination,
+    Outbox,
+    has_segmentation,
+    join_received,
+    pack_name,
+    runs,
+    segment_size,
+)
 
 SockAddr: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
 
 LISTENER_BUFFER: Final = 4 << 20
 """Room for a burst of all clients together; the kernel gives what its limit allows."""
 FLOW_BUFFER: Final = 1 << 20
+MOST_LONELY: Final = 64
+JOINS, WAS_JOINING = 2, 1
 
 _LINUX = sys.platform == "linux"
 _NONBLOCK = getattr(socket, "SOCK_NONBLOCK", 0)
 # Values of <linux/in.h> and <linux/in6.h>; Python 3.11's socket module lacks these names.
 _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _IPV6_DONTFRAG = 10, 23, 62
-_PMTUDISC_DONT, _PMTUDISC_WANT, _PMTUDISC_PROBE = 0, 1, 3
+_PMTUDISC_WANT, _PMTUDISC_PROBE, _PMTUDISC_OMIT = 1, 3, 5
 
 CHANNEL: Final = struct.Struct("!HH")
 """The header of ChannelData (RFC 8656 section 12.4): channel number, length."""
@@ -57,8 +71,10 @@ def open_socket(local: Address) -> socket.socket:
 def set_dont_fragment(sock: socket.socket, *, on: bool) -> None:
     """Set DF in what is sent from now on, or let it be fragmented on the way.
 
-    RFC 8656 section 15.1: DF is 0 unless DONT-FRAGMENT asks for it.  PROBE sets DF without regard
-    to what the kernel believes of the path: the client is the one who looks for its MTU.
+    RFC 8656 section 15.1: DF is 0 unless DONT-FRAGMENT asks for it.  PROBE sets it without regard
+    to what the kernel believes of the path: it is the client who looks for the path's MTU.  OMIT
+    leaves it out; unlike with DONT, the kernel still passes on what ICMP says of a datagram that
+    had it.
     """
     if not _LINUX:
         return
@@ -69,7 +85,7 @@ def set_dont_fragment(sock: socket.socket, *, on: bool) -> None:
         sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_DONTFRAG, int(on))
     else:
         sock.setsockopt(
-            socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE if on else _PMTUDISC_DONT
+            socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE if on else _PMTUDISC_OMIT
         )
 
 
@@ -91,6 +107,7 @@ class Listener:
             sock.close()
             raise
         self.outbox = Outbox(sock)
+        join_received(sock)
         self.routes: dict[bytes, Flow] = {}
         """By the client's name (:func:`turn.dataplane.mmsg.pack_name`) and the channel number."""
         self.is_open = True
@@ -142,8 +159,9 @@ class Flow(Destination):
     """
 
     __slots__ = (
-        "backoff", "channel", "expires", "largest", "listener", "meter", "outbox", "outgoing",
-        "packets", "pause", "peer", "relay", "route", "sock", "table_key", "trusted_from",
+        "backoff", "channel", "expires", "joins", "largest", "listener", "lonely", "meter",
+        "outbox", "outgoing", "packets", "pause", "peer", "relay", "route", "sock", "table_key",
+        "trusted_from",
     )  # fmt: skip
 
     def __init__(self, route: Route, listener: Listener, relay: Relay, expires: Instant) -> None:
@@ -162,10 +180,75 @@ class Flow(Destination):
         """Until it has a socket of its own."""
         self.sock: socket.socket | None = None
         self.trusted_from: Instant = 0
-        self.largest = 1 << 16
+        self.largest = LARGEST if has_segmentation() else 0
         """Segments that are larger are known to fail."""
         self.pause = self.backoff = 8
-        """When to look again whether packets of the peer come in bursts."""
+        """Packets that are read one by one until the next look whether they come in bursts."""
+        self.joins = self.lonely = 0
+
+    def send(self, refused: Counter[int]) -> None:
+        """Send ``outgoing`` to the peer; count in ``refused``, by ``errno``, what did not go."""
+        outgoing = self.outgoing
+        if len(outgoing) >= WORTHWHILE and self.largest:
+            self._send_joined(refused)
+        else:
+            for part in outgoing:
+                self._send_one(part, refused)
+        outgoing.clear()
+
+    def _send_one(self, part: memoryview, refused: Counter[int]) -> None:
+        for attempt in range(2):
+            try:
+                if self.sock is not None:
+                    self.sock.send(part)
+                else:
+                    self.relay.sock.sendto(part, self.peer)
+            except OSError as error:
+                # It may be the pending ICMP error of an earlier datagram: this one was not tried.
+                if attempt:
+                    refused[error.errno or 0] += 1
+            else:
+                return
+
+    def _send_joined(self, refused: Counter[int]) -> None:
+        """Send several datagrams as one that is cut on the way, where that works."""
+        outgoing = self.outgoing
+        sizes = [len(part) for part in outgoing]
+        for first, count in runs(sizes):
+            parts, size = outgoing[first : first + count], sizes[first]
+            if count > 1 and size <= self.largest:
+                try:
+                    if self.sock is not None:
+                        self.sock.sendmsg(parts, segment_size(size))
+                    else:
+                        self.relay.sock.sendmsg(parts, segment_size(size), 0, self.peer)
+                    continue
+                except OSError as error:
+                    if error.errno in NOT_SEGMENTED:
+                        self.largest = 0 if error.errno == errno.EIO else size - 1
+            for part in parts:
+                self._send_one(part, refused)
+
+    def look_for_bursts(self, packets: int, *, emptied: bool) -> None:
+        """Decide how to read next, after as many ``packets`` were read together.
+
+        Reading several at once costs more than reading one.  Where there are several, the kernel is
+        asked to join them; that is taken back before they are read one by one again, which could
+        not tell a joined datagram from a single one.  ``emptied``: nothing is left that was joined.
+        """
+        assert self.sock is not None
+        if packets >= WORTHWHILE:
+            self.backoff, self.lonely = 4, 0
+            if self.joins != JOINS and join_received(self.sock):
+                self.joins = JOINS
+        elif self.joins == JOINS:
+            self.lonely += 1
+            if self.lonely > MOST_LONELY:
+                join_received(self.sock, on=False)
+                self.joins = WAS_JOINING
+        elif emptied:
+            self.joins = 0
+            self.pause = self.backoff = min(2 * self.backoff, MOST_LONELY)
 
     def connect(self) -> None:
         """Get a socket of its own.  Raises ``OSError``; all is then as it was.
@@ -199,6 +282,3 @@ def as_received(address: Address) -> SockAddr:
     sockaddr = to_sockaddr(address)
     host = socket.inet_ntop(socket.AF_INET6, socket.inet_pton(socket.AF_INET6, sockaddr[0]))
     return (host, address.port, 0, sockaddr[3] if len(sockaddr) == 4 else 0)
-
-
-Refused: TypeAlias = Counter[int]

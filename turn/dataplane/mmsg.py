@@ -24,9 +24,9 @@ import socket
 import struct
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import Final
+from typing import Final, TypeAlias
 
 from stun.sansio import Address
 from stun.sockaddr import from_sockaddr, to_sockaddr
@@ -46,7 +46,8 @@ HEADROOM: Final = 4
 
 SOL_UDP: Final = 17
 UDP_SEGMENT: Final = 103
-"""Value of <linux/udp.h>; Python 3.11's socket module lacks the name."""
+UDP_GRO: Final = 104
+"""Values of <linux/udp.h>; Python 3.11's socket module lacks the names."""
 
 # What says that a run cannot be segmented here, as opposed to: not sent at all.  EINVAL: a segment
 # is larger than the path's MTU; EIO: no checksum offload; the others: an old kernel.
@@ -60,10 +61,13 @@ _POINTER = struct.calcsize("P")
 # struct mmsghdr of recvmmsg(2): struct msghdr (name, its length, vector, its length, control, its
 # length, flags), then the octets received or sent.  "0P" aligns as the compiler does.
 _HEADER = struct.Struct("@PIPNPNi0PI0P")
+_CONTROL_LENGTH_AT = struct.calcsize("@PIPNP")
 _LENGTH_AT = struct.calcsize("@PIPNPNi0P")
 _IOVEC = struct.Struct("@PN")
 _CONTROL = struct.Struct("@Nii H0N")
 _CONTROL_LENGTH = struct.calcsize("@Nii H")
+_CONTROL_DATA_AT = struct.calcsize("@Nii")
+_INT = struct.Struct("=i")
 _NAME_ROOM = 32
 
 
@@ -147,8 +151,10 @@ NAME_SIZE: Final = {False: 16, True: 28}
 def pack_name(address: Address) -> bytes:
     """Return a ``sockaddr`` without its first field: port, address and, for IPv6, the scope.
 
-    Raises ``OSError`` or ``ValueError`` when it is no transport address.
+    Raises ``OSError``, ``ValueError`` or ``OverflowError`` when it is no transport address.
     """
+    if not 0 <= address.port <= LARGEST:
+        raise OverflowError(f"{address.port} is no port")
     sockaddr = to_sockaddr(address)
     if ":" in address.host:
         packed = socket.inet_pton(socket.AF_INET6, sockaddr[0])
@@ -172,8 +178,11 @@ def unpack_name(name: bytes) -> Address:
 
 @cache
 def _lengths(count: int) -> struct.Struct:
-    before, after = _LENGTH_AT, _HEADER.size - _LENGTH_AT - 4
-    return struct.Struct("=" + f"{before}xI{after}x" * count)
+    """Return what reads the length of the control data and that of the datagram, of each header."""
+    number = "Q" if _POINTER == 8 else "I"
+    between = _LENGTH_AT - _CONTROL_LENGTH_AT - _POINTER
+    after = _HEADER.size - _LENGTH_AT - 4
+    return struct.Struct("=" + f"{_CONTROL_LENGTH_AT}x{number}{between}xI{after}x" * count)
 
 
 class _Memory:
@@ -188,24 +197,43 @@ class _Memory:
         self.view = memoryview(self.octets)
 
 
+def join_received(sock: socket.socket, *, on: bool = True) -> bool:
+    """Have the kernel join datagrams of one flow that come in a burst (UDP_GRO, Linux 5.0).
+
+    What is read is then to be cut as :attr:`Inbox.sizes` says.  Returns whether it does.
+    """
+    if _CALLS is None:
+        return False
+    try:
+        sock.setsockopt(SOL_UDP, UDP_GRO, int(on))
+    except OSError:
+        return False
+    return True
+
+
 class Inbox:
     """Slots for datagrams.  ``named``: with the source of each; ``ipv6`` says what that looks like.
 
     Slot ``n`` begins with the name (:func:`pack_name`) at ``memory[keys[n]]``, which goes on two
     octets into the datagram: the key of a route.  The datagram is at ``starts[n]``, ``views[n]`` is
     all of its room, ``addresses[n]`` where that is for the kernel.  In an inbox without names there
-    are :data:`HEADROOM` octets before it.
+    are :data:`HEADROOM` octets before it, and behind it as many for each of :data:`MAX_SEGMENTS`.
     """
 
-    __slots__ = ("_header_at", "_named", "_size", "addresses", "ipv6", "keys", "memory", "names",
-                 "slots", "starts", "view", "views")  # fmt: skip
+    __slots__ = ("_controls_at", "_header_at", "_named", "_template", "addresses", "ipv6", "keys",
+                 "memory", "names", "sizes", "slots", "starts", "view", "views")  # fmt: skip
 
     def __init__(self, slots: int = BATCH, *, ipv6: bool = False, named: bool = True) -> None:
         self.ipv6, self.slots, self._named = ipv6, slots, named
+        self.sizes: tuple[int, ...] | None = None
+        """Of what was read last: how long the parts of a slot are that holds several datagrams (the
+        last one may be shorter), 0 for a slot that does not.  ``None``: no slot does.
+        """
         name = NAME_SIZE[ipv6] if named else HEADROOM
-        stride = (_NAME_ROOM + LARGEST + 31) & ~31
+        stride = (_NAME_ROOM + LARGEST + MAX_SEGMENTS * HEADROOM + 31) & ~31
         vectors = slots * _HEADER.size
-        first = (vectors + slots * _IOVEC.size + 4095) & ~4095
+        self._controls_at = vectors + slots * _IOVEC.size
+        first = (self._controls_at + slots * _CONTROL.size + 4095) & ~4095
         memory = _Memory(first + slots * stride)
         self.memory, self.view = memory.octets, memory.view
         self.starts = tuple(first + n * stride + _NAME_ROOM for n in range(slots))
@@ -214,35 +242,70 @@ class Inbox:
         self.names = tuple(slice(start - name + 2, start) for start in self.starts)
         self.views = tuple(memory.view[start : start + LARGEST] for start in self.starts)
         self._header_at = memory.address
-        # All of this stays as it is: the kernel writes names of the length that it is told, and
-        # lengths are written anew by each call.
         for n, address in enumerate(self.addresses):
             _IOVEC.pack_into(self.memory, vectors + n * _IOVEC.size, address, LARGEST)
-            _HEADER.pack_into(
-                self.memory,
-                n * _HEADER.size,
+        self._template = b"".join(
+            _HEADER.pack(
                 address - name if named else 0,
                 name if named else 0,
                 memory.address + vectors + n * _IOVEC.size,
-                1, 0, 0, 0, 0,
-            )  # fmt: skip
+                1,
+                memory.address + self._controls_at + n * _CONTROL.size,
+                _CONTROL.size,
+                0, 0,
+            )
+            for n, address in enumerate(self.addresses)
+        )  # fmt: skip
+        self.memory[: len(self._template)] = self._template
 
     def receive(self, sock: socket.socket, first: int = 0, count: int = BATCH) -> tuple[int, ...]:
         """Read up to ``count`` datagrams into the slots from ``first`` on; return their lengths.
 
         None are there: an empty tuple.  Raises ``OSError``, as any read does, for a pending error.
         """
+        self.sizes = None
         count = min(count, self.slots - first)
         if _CALLS is None:
             return self._receive_singly(sock, first, count)
         header = first * _HEADER.size
         got: int = _CALLS[0](sock.fileno(), self._header_at + header, count, _DONTWAIT, None)
         if got > 0:
-            return _lengths(got).unpack_from(self.memory, header)
+            numbers = _lengths(got).unpack_from(self.memory, header)
+            # The kernel has written lengths where it reads how much room there is.
+            end = header + got * _HEADER.size
+            self.memory[header:end] = self._template[header:end]
+            controls = numbers[::2]
+            if any(controls):
+                self.sizes = self._sizes(first, controls)
+            return numbers[1::2]
         code = ctypes.get_errno()
         if code in {errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR} or got == 0:
             return ()
         raise OSError(code, os.strerror(code))
+
+    def _sizes(self, first: int, controls: tuple[int, ...]) -> tuple[int, ...]:
+        sizes = []
+        for n, length in enumerate(controls, first):
+            size = 0
+            if length:
+                at = self._controls_at + n * _CONTROL.size
+                _, level, kind, _ = _CONTROL.unpack_from(self.memory, at)
+                if (level, kind) == (SOL_UDP, UDP_GRO):
+                    (size,) = _INT.unpack_from(self.memory, at + _CONTROL_DATA_AT)
+            sizes.append(size)
+        return tuple(sizes)
+
+    def parts(self, lengths: tuple[int, ...]) -> Iterator[tuple[int, int, bytes]]:
+        """Yield length, start and key of each datagram that was read from slot 0 on."""
+        memory = self.memory
+        if self.sizes is None:
+            yield from zip(lengths, self.starts, map(memory.__getitem__, self.keys), strict=False)
+            return
+        for n, (length, size) in enumerate(zip(lengths, self.sizes, strict=True)):
+            start, name = self.starts[n], memory[self.names[n]]
+            for at in range(start, start + max(length, 1), size or LARGEST):
+                part = min(size or LARGEST, start + length - at)
+                yield part, at, name + memory[at : at + 2]
 
     def _receive_singly(self, sock: socket.socket, first: int, count: int) -> tuple[int, ...]:
         lengths: list[int] = []
@@ -282,12 +345,20 @@ def _vector(numbers: int) -> struct.Struct:
     return struct.Struct("@" + "PN" * (numbers // 2))
 
 
+Message: TypeAlias = tuple[bytes, list[int], int, int]
+"""One datagram, or several that leave as one.
+
+To which name; where its octets are and how many, and so on; after how many a datagram ends; how
+many datagrams it is.
+"""
+
+
 class Outbox:
     """Gathers datagrams that go out of one socket, and sends them with few calls.
 
-    There are three ways to add: :meth:`add` copies; ``names`` and ``vector`` take datagrams one by
-    one, and ``destinations`` those that may be joined.  What the latter two point to must stay in
-    place until :meth:`flush`.
+    There are four ways to add: :meth:`add` copies; ``names`` and ``vector`` take datagrams one by
+    one, ``destinations`` those that may be joined, and ``joined`` those that are.  What the latter
+    three point to must stay in place until :meth:`flush`.
     """
 
     SLOTS: Final = 128
@@ -301,6 +372,7 @@ class Outbox:
         self.vector: list[int] = []
         """For each of ``names`` where its octets are, and how many."""
         self.destinations: list[Destination] = []
+        self.joined: list[Message] = []
         self.sent = 0
         self.refused: Counter[int] = Counter()
         """Datagrams that could not be sent, by ``errno``."""
@@ -369,14 +441,26 @@ class Outbox:
                     self._send_single(part, vector[2 * first : 2 * (first + len(part))])
             names.clear()
             vector.clear()
-        for first in range(0, len(groups), self.SLOTS):
-            self._send_groups(groups[first : first + self.SLOTS])
+        if groups or self.joined:
+            messages = self.joined
+            for destination in groups:
+                waiting, name = destination.waiting, destination.name
+                lengths = waiting[1::2]
+                for first, count in runs(lengths):
+                    part_of = waiting[2 * first : 2 * (first + count)]
+                    messages.append((name, part_of, lengths[first], count))
+                waiting.clear()
+            for first in range(0, len(messages), self.SLOTS):
+                self._send_messages(messages[first : first + self.SLOTS])
+            messages.clear()
 
     def forget(self, destination: Destination) -> None:
         """Do not send what waits for ``destination``."""
         destination.waiting.clear()
         if destination in self.destinations:
             self.destinations.remove(destination)
+        if self.joined:
+            self.joined = [one for one in self.joined if one[0] is not destination.name]
 
     def _send_single(self, names: list[bytes], vector: list[int]) -> None:
         if _CALLS is None:
@@ -392,29 +476,20 @@ class Outbox:
         joined = family + family.join(names)
         self._octets[self._name_at : self._name_at + len(joined)] = joined
 
-    def _send_groups(self, groups: list[Destination]) -> None:
-        """Send to destinations for which several datagrams wait, segmented where that works."""
-        messages: list[tuple[bytes, list[int]]] = []
-        for destination in groups:
-            waiting = destination.waiting
-            for first, count in runs(waiting[1::2]):
-                messages.append((destination.name, waiting[2 * first : 2 * (first + count)]))
-            waiting.clear()
-        for first in range(0, len(messages), self.SLOTS):
-            self._send_messages(messages[first : first + self.SLOTS])
-
-    def _send_messages(self, messages: list[tuple[bytes, list[int]]]) -> None:
+    def _send_messages(self, messages: list[Message]) -> None:
+        if not self.segment:
+            for message in messages:
+                self._send_parts(message)
+            return
         octets, base = self._octets, self._memory.address
-        self._write_names([name for name, _ in messages])
+        self._write_names([message[0] for message in messages])
         vectors = self._vectors_at
-        for n, (_, vector) in enumerate(messages):
+        for n, (_, vector, segment, datagrams) in enumerate(messages):
             _vector(len(vector)).pack_into(octets, vectors, *vector)
             control = 0
-            if len(vector) > 2:
+            if datagrams > 1:
                 control = self._control_at + n * _CONTROL.size
-                _CONTROL.pack_into(
-                    octets, control, _CONTROL_LENGTH, SOL_UDP, UDP_SEGMENT, vector[1]
-                )
+                _CONTROL.pack_into(octets, control, _CONTROL_LENGTH, SOL_UDP, UDP_SEGMENT, segment)
             _HEADER.pack_into(
                 octets,
                 n * _HEADER.size,
@@ -427,12 +502,20 @@ class Outbox:
                 0, 0,
             )  # fmt: skip
             vectors += len(vector) // 2 * _IOVEC.size
-        failed = self._send(len(messages), [len(vector) // 2 for _, vector in messages])
+        failed = self._send(len(messages), [message[3] for message in messages])
         used = len(messages) * _HEADER.size
         octets[:used] = self._template[:used]
         for n in failed:
-            name, vector = messages[n]
-            self._send_single([name] * (len(vector) // 2), vector)
+            self._send_parts(messages[n])
+
+    def _send_parts(self, message: Message) -> None:
+        """Send the datagrams of a message that cannot leave as one."""
+        name, vector, segment, _ = message
+        parts: list[int] = []
+        for address, length in zip(vector[::2], vector[1::2], strict=True):
+            for at in range(0, length, segment):
+                parts += (address + at, min(segment, length - at))
+        self._send_single([name] * (len(parts) // 2), parts)
 
     def _send(self, count: int, sizes: Sequence[int] | None = None) -> list[int]:
         """Send the first ``count`` headers; return the indices of those to be sent singly."""

@@ -22,13 +22,14 @@ from __future__ import annotations
 import errno
 import select
 import socket
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from time import monotonic_ns, sleep
 from typing import Final, TypeAlias
 
-from stun.datagrams import Core, UdpDatagrams
+from stun.datagrams import Core, UdpDatagrams, is_encrypted
 from stun.icmp import read_errors
 from stun.sansio import (
     SECOND,
@@ -49,13 +50,8 @@ from turn.dataplane.base import Route, RouteKey
 from turn.dataplane.flows import CHANNEL, Flow, Listener, Relay, SockAddr, set_dont_fragment
 from turn.dataplane.mmsg import (
     HEADROOM,
-    NOT_SEGMENTED,
-    WORTHWHILE,
     Inbox,
-    has_segmentation,
     pack_name,
-    runs,
-    segment_size,
     unpack_name,
 )
 
@@ -77,7 +73,6 @@ SETTLING: Final = SECOND
 Between bind and connect it takes packets from everybody, and those that the kernel had in its hands
 at that moment may be queued a little later.
 """
-_BACKOFF: Final = 64
 TURN: Final = SECOND // 1000
 """How long the plane goes on serving what is ready before streams and timers get their turn."""
 DENSE: Final = SECOND // 10_000
@@ -92,8 +87,10 @@ nothing beside the time a packet takes through the Internet.
 
 _BARE = bytes.fromhex("0001 0000 2112 a442")
 _BARE_SIZE = 20
+_NAME_V4 = 14
 _IN: Final = getattr(select, "EPOLLIN", 1)
-_names = lru_cache(4096)(pack_name)
+_write_header = CHANNEL.pack_into
+_names = lru_cache(512)(pack_name)
 
 
 class SocketPlane:
@@ -123,9 +120,11 @@ class SocketPlane:
         self._inbox = Inbox()
         self._inbox6: Inbox | None = None
         self._peers = Inbox(128, named=False)
-        self._segment = has_segmentation()
         self._refused: Counter[int] = Counter()
         self._counts: Counter[str] = Counter()
+        self._promoted = 0
+        self._asked = False
+        """Whether the machine was called in this wake-up."""
         self._ended: Instant = 0
         self.received = self.sent = self.to_peers = self.to_clients = 0
         self._epoll: select.epoll | None = None
@@ -187,7 +186,7 @@ class SocketPlane:
         if self._epoll is not None:
             self._epoll.register(fd, _IN)
         else:
-            self._core.reactor.watch(fd, partial(self._serve, [(fd, _IN)]), None)
+            self._core.reactor.watch(fd, partial(self._on_readable, fd), None)
 
     def _unwatch(self, sock: socket.socket) -> None:
         fd = sock.fileno()
@@ -237,16 +236,20 @@ class SocketPlane:
             self._unwatch(flow.sock)
             flow.sock.close()
             flow.sock = None
+            self._promoted -= 1
 
     def _promote(self, flow: Flow, now: Instant) -> None:
-        """Give a busy flow a socket of its own."""
-        flow.packets = -1 << 62  # not again
+        """Give a busy flow a socket of its own, as long as there are descriptors for others."""
+        flow.packets = 0
+        if self._promoted >= _descriptors() // 4:
+            return
         try:
             flow.connect()
-        except OSError:  # no descriptor left, or no route to the peer: it works as before
-            self._counts["flows without a socket of their own"] += 1
+        except OSError:  # no route to the peer, say: it works as before
+            self._counts["flows that could get no socket of their own"] += 1
             return
         assert flow.sock is not None
+        self._promoted += 1
         flow.trusted_from = now + SETTLING
         self._watch(flow.sock, flow)
 
@@ -259,14 +262,24 @@ class SocketPlane:
         while epoll is not None and (events := epoll.poll(0, EVENTS)):
             before = self.to_peers + self.to_clients
             self._serve(events)
+            forwarded = self.to_peers + self.to_clients - before
+            if forwarded < FEW:
+                if not (dense and forwarded):
+                    break
+                sleep(GATHER)
             if monotonic_ns() - begin > TURN:
                 break
-            forwarded = self.to_peers + self.to_clients - before
-            if dense and 0 < forwarded < FEW:
-                sleep(GATHER)
             epoll = self._epoll  # gone, if the machine has had enough
-        self._core.settle()
         self._ended = monotonic_ns()
+        if self._asked:
+            # Only then has the machine something new to say, or another deadline.
+            self._asked = False
+            self._core.settle()
+
+    def _on_readable(self, fd: int) -> None:
+        """Serve one socket, where there is no epoll."""
+        self._serve([(fd, _IN)])
+        self._core.settle()
 
     def _serve(self, events: list[tuple[int, int]]) -> None:
         now = self._core.reactor.now()
@@ -319,7 +332,7 @@ class SocketPlane:
         self._flush_listeners()
 
     def _read_burst(self, flow: Flow, slot: int, now: Instant) -> int:
-        """Read several packets of a peer into the slots from ``slot`` on; return how many."""
+        """Read several packets of a peer into the slots from ``slot`` on; return how many slots."""
         peers, sock = self._peers, flow.sock
         assert sock is not None
         try:
@@ -327,34 +340,70 @@ class SocketPlane:
         except OSError:
             self._report_errors(sock, flow.relay.local)
             return 0
-        if len(lengths) < WORTHWHILE:
-            flow.pause = flow.backoff = min(2 * flow.backoff, _BACKOFF)
-        else:
-            flow.backoff = 4
-        count, octets = len(lengths), sum(lengths)
-        self.received += count
-        self.to_clients += count
-        meter, waiting, channel = flow.meter, flow.waiting, flow.channel
-        usage = meter.usage
-        memory, starts, addresses = peers.memory, peers.starts, peers.addresses
-        write_header = CHANNEL.pack_into
-        if not waiting:
+        packets, sizes = len(lengths), peers.sizes
+        meter, waiting = flow.meter, flow.waiting
+        if lengths and not waiting:
             flow.outbox.destinations.append(flow)
-        if octets <= meter.octets and count <= meter.packets:
+        octets = sum(lengths)
+        if sizes is None and octets <= meter.octets and packets <= meter.packets:
             meter.octets -= octets
-            meter.packets -= count
-            usage.packets_to_client += count
-            usage.octets_to_client += octets
+            meter.packets -= packets
+            meter.usage.packets_to_client += packets
+            meter.usage.octets_to_client += octets
+            memory, starts, addresses = peers.memory, peers.starts, peers.addresses
+            channel = flow.channel
             for n, length in enumerate(lengths, slot):
-                write_header(memory, starts[n] - 4, channel, length)
+                _write_header(memory, starts[n] - 4, channel, length)
                 waiting += (addresses[n] - 4, length + 4)
         else:
+            packets = 0
             for n, length in enumerate(lengths, slot):
+                size = 0 if sizes is None else sizes[n - slot]
+                if size:
+                    packets += self._join(flow, n, length, size, now)
+                    continue
+                packets += 1
                 if meter.take(length, now):
-                    usage.packets_to_client += 1
-                    usage.octets_to_client += length
-                    write_header(memory, starts[n] - 4, channel, length)
-                    waiting += (addresses[n] - 4, length + 4)
+                    meter.usage.packets_to_client += 1
+                    meter.usage.octets_to_client += length
+                    _write_header(peers.memory, peers.starts[n] - HEADROOM, flow.channel, length)
+                    waiting += (peers.addresses[n] - HEADROOM, length + HEADROOM)
+        self.received += packets
+        self.to_clients += packets
+        flow.look_for_bursts(packets, emptied=len(lengths) < PEER_BATCH)
+        return len(lengths)
+
+    def _join(self, flow: Flow, slot: int, length: int, size: int, now: Instant) -> int:
+        """Give each datagram of a joined one its header, in place; return how many they are."""
+        peers, meter = self._peers, flow.meter
+        memory, start = peers.memory, peers.starts[slot]
+        count = -(-length // size)
+        passed = count
+        if length <= meter.octets and count <= meter.packets:
+            meter.octets -= length
+            meter.packets -= count
+        else:
+            passed = 0
+            while passed < count and meter.take(min(size, length - passed * size), now):
+                passed += 1
+            if passed < count:  # the first that did not pass is counted already
+                meter.usage.dropped += count - passed - 1
+                length = passed * size
+            if not passed:
+                return count
+        # From the last to the first: each makes room for the headers before it.
+        step, channel, move = size + HEADROOM, flow.channel, memory.move
+        part = length - (passed - 1) * size
+        for n in range(passed - 1, 0, -1):
+            at = start + n * step
+            move(at, start + n * size, part)
+            _write_header(memory, at - 4, channel, part)
+            part = size
+        _write_header(memory, start - HEADROOM, channel, part)
+        meter.usage.packets_to_client += passed
+        meter.usage.octets_to_client += length
+        block = [peers.addresses[slot] - HEADROOM, length + passed * HEADROOM]
+        flow.outbox.joined.append((flow.name, block, size + HEADROOM, passed))
         return count
 
     def _read_with_care(self, flow: Flow, mask: int) -> None:
@@ -368,7 +417,7 @@ class SocketPlane:
     def _flush_listeners(self) -> None:
         for listener in self._listeners.values():
             outbox = listener.outbox
-            if outbox.names or outbox.destinations:
+            if outbox.names or outbox.destinations or outbox.joined:
                 outbox.flush()
 
     # From clients. --------------------------------------------------------------------------------
@@ -395,8 +444,8 @@ class SocketPlane:
         read_header = CHANNEL.unpack_from
         active: list[Flow] = []
         self.received += len(lengths)
-        for key, start, length in zip(inbox.keys, inbox.starts, lengths, strict=False):
-            flow = find(memory[key])
+        for length, start, key in inbox.parts(lengths):
+            flow = find(key)
             if flow is not None and length >= HEADROOM and now < flow.expires:
                 _, size = read_header(memory, start)
                 # RFC 8656 section 12.5: over UDP "padding is not required but MAY be included".
@@ -413,99 +462,40 @@ class SocketPlane:
                             active.append(flow)
                         outgoing.append(view[start + 4 : start + 4 + size])
                     continue
-            self._miss(listener, inbox, inbox.starts.index(start), length)
+            self._miss(listener, key[:-2], memory[start : start + length])
             if not listener.is_open:
                 break
         if active:
             self._send_to_peers(active, now)
 
-    def _miss(self, listener: Listener, inbox: Inbox, slot: int, length: int) -> None:
+    def _miss(self, listener: Listener, name: bytes, data: bytes) -> None:
         """Give to the machine, or answer, what no route covers."""
-        memory, start = inbox.memory, inbox.starts[slot]
-        data = memory[start : start + length]
         core = self._core
-        if listener.security is not Security.NONE and (
-            listener.security is Security.REQUIRED or (length and 20 <= data[0] <= 63)
-        ):
-            packet = Received(data, unpack_name(memory[inbox.names[slot]]), listener.local)
-            core.encrypted(packet, listener.handle)
+        if is_encrypted(data, listener.security):
+            self._asked = True
+            core.encrypted(Received(data, unpack_name(name), listener.local), listener.handle)
             return
         now = core.reactor.now()
-        if length == _BARE_SIZE and self._bare is not None and data.startswith(_BARE):
-            name = memory[inbox.names[slot]]
-            host = name[6:22] if inbox.ipv6 else name[2:6]
+        if len(data) == _BARE_SIZE and self._bare is not None and data.startswith(_BARE):
+            host = name[2:6] if len(name) == _NAME_V4 else name[6:22]
             answer = self._bare(data, name[:2] + host, now)
             if answer is not None:
                 if answer:
                     listener.outbox.add(answer, name)
                 return
-        source = unpack_name(memory[inbox.names[slot]])
-        self._hand_over(Received(data, source, listener.local), now)
+        self._hand_over(Received(data, unpack_name(name), listener.local), now)
 
     def _send_to_peers(self, flows: list[Flow], now: Instant) -> None:
         """Send what waits for peers.  For a flow that is gone nothing does."""
-        sent = 0
         for flow in flows:
-            outgoing = flow.outgoing
-            count = len(outgoing)
-            sock = flow.sock
-            try:
-                if count == 1:
-                    if sock is not None:
-                        sock.send(outgoing[0])
-                    else:
-                        flow.relay.sock.sendto(outgoing[0], flow.peer)
-                elif count < WORTHWHILE:
-                    for part in outgoing:
-                        self._send_one(flow, part)
-                else:
-                    self._send_burst(flow)
-            except OSError:
-                for part in outgoing:
-                    self._try_again(flow, part)
-            sent += count
-            outgoing.clear()
-            if sock is None and count:
-                flow.packets += count
-                if flow.packets >= BUSY:
-                    self._promote(flow, now)
-        self.to_peers += sent
-
-    def _send_burst(self, flow: Flow) -> None:
-        """Send several datagrams of one flow, segmented where that works."""
-        outgoing = flow.outgoing
-        sizes = [len(part) for part in outgoing]
-        for first, count in runs(sizes):
-            if count > 1 and self._segment and sizes[first] <= flow.largest:
-                parts = outgoing[first : first + count]
-                ancillary = segment_size(sizes[first])
-                try:
-                    if flow.sock is not None:
-                        flow.sock.sendmsg(parts, ancillary)
-                    else:
-                        flow.relay.sock.sendmsg(parts, ancillary, 0, flow.peer)
-                    continue
-                except OSError as error:
-                    if error.errno in NOT_SEGMENTED:
-                        flow.largest = 0 if error.errno == errno.EIO else sizes[first] - 1
-            for part in outgoing[first : first + count]:
-                try:
-                    self._send_one(flow, part)
-                except OSError:
-                    self._try_again(flow, part)
-
-    def _send_one(self, flow: Flow, part: memoryview) -> None:
-        if flow.sock is not None:
-            flow.sock.send(part)
-        else:
-            flow.relay.sock.sendto(part, flow.peer)
-
-    def _try_again(self, flow: Flow, part: memoryview) -> None:
-        """Send once more: the error may be the ICMP error of an earlier datagram."""
-        try:
-            self._send_one(flow, part)
-        except OSError as again:
-            self._refused[again.errno or 0] += 1
+            count = len(flow.outgoing)
+            if count:
+                flow.send(self._refused)
+                self.to_peers += count
+                if flow.sock is None:
+                    flow.packets += count
+                    if flow.packets >= BUSY:
+                        self._promote(flow, now)
 
     # From peers, where a flow has no socket of its own (yet). -------------------------------------
 
@@ -551,7 +541,7 @@ class SocketPlane:
 
     def _hand_over(self, packet: Received, now: Instant) -> None:
         """Give a datagram to the machine."""
-        core = self._core
+        core, self._asked = self._core, True
         core.machine.receive(packet, now)
         core.pump()
         if self._observe is not None:
@@ -561,6 +551,7 @@ class SocketPlane:
         if sock.fileno() < 0:
             return
         for error in read_errors(sock):
+            self._asked = True
             self._core.tell(Undeliverable(local, *error))
 
     # What the machine sends. ----------------------------------------------------------------------
@@ -608,6 +599,7 @@ class SocketPlane:
         counts["datagrams received"] += self.received
         counts["datagrams sent"] += self.sent + self.to_peers
         counts["forwarded to peers"] += self.to_peers
+        counts["forwarded to clients"] += self.to_clients
         for listener in self._listeners.values():
             self._count_outbox(counts, listener)
         for code, count in self._refused.items():
@@ -619,6 +611,16 @@ class SocketPlane:
         counts["datagrams sent"] += listener.outbox.sent
         for code, count in listener.outbox.refused.items():
             counts[f"not sent: {_why(code)}"] += count
+
+
+def _descriptors() -> int:
+    """Return how many descriptors this process may have."""
+    if sys.platform == "win32":
+        return 512
+    import resource
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return soft if soft >= 0 else 1 << 20
 
 
 def _why(code: int) -> str:

@@ -9,7 +9,7 @@ another, a few times.  The request is answered when every slot is decided.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, TypeVar
 
 from stun.attributes import (
     ADDITIONAL_ADDRESS_FAMILY,
@@ -25,6 +25,7 @@ from stun.attributes import (
     XOR_MAPPED_ADDRESS,
     XOR_RELAYED_ADDRESS,
     AddressError,
+    Attribute,
 )
 from stun.message import Message
 from stun.registry import ErrorCode, Family
@@ -40,35 +41,27 @@ from stun.sansio import (
     OpenUdp,
     Shut,
 )
-from turn.server.allocation import Allocation, Flow, FlowKey, Relay
+from turn.server.allocation import Allocation, Flow, FlowKey, Relay, Reservation
 from turn.server.config import RelayAddress, ServerConfig
 from turn.server.core import Core
 from turn.server.hosting import Request
 from turn.server.lifetimes import Lifetimes
 from turn.server.mobility import Tickets
 
+T = TypeVar("T")
+
 UDP: Final = 17
 TCP: Final = 6
 """Protocol numbers in REQUESTED-TRANSPORT (RFC 8656 section 18.8, RFC 6062 section 4.1)."""
+COTURN_ADDITIONAL: Final = 0x8032
+"""What coturn and its clients have for ADDITIONAL-ADDRESS-FAMILY, of the time before it had a
+number (0x8000).  IANA has given it to nothing."""
 ATTEMPTS: Final = 8
 """Ports that are tried for one relayed transport address."""
 RESERVED_FOR: Final = 30 * SECOND
 """"The server MUST hold this reservation for at least 30 seconds" (RFC 8656 section 7.2)."""
 
 _FAMILIES = {Family.IPV4: False, Family.IPV6: True}
-
-
-class Reservation:
-    """A relayed transport address that is held for whoever has the token."""
-
-    __slots__ = ("account", "client_host", "relay", "token")
-
-    def __init__(self, token: bytes, relay: Relay, account: str, client_host: str) -> None:
-        self.token = token
-        self.relay = relay
-        self.account = account
-        self.client_host = client_host
-        """With the account, what quotas were charged to: an open port costs whoever holds it."""
 
 
 class _Slot:
@@ -183,6 +176,12 @@ class Allocator:
         """Check the request in the order of section 7.2; raises :class:`Refused`."""
         message, flow, config = request.message, request.flow, self._core.config
         wish = _Wish()
+        # Most requests have few of these, and what is absent need not be searched for.
+        present = dict(message.attributes)
+
+        def optional(attribute: Attribute[T]) -> T | None:
+            return message.get(attribute) if attribute.code in present else None
+
         protocol = message.get(REQUESTED_TRANSPORT)
         if protocol is None:
             raise Refused(ErrorCode.BAD_REQUEST, "no REQUESTED-TRANSPORT")
@@ -191,22 +190,24 @@ class Allocator:
                 ErrorCode.UNSUPPORTED_TRANSPORT_PROTOCOL, f"REQUESTED-TRANSPORT {protocol}"
             )
         wish.tcp = protocol == TCP
-        even, token = message.get(EVEN_PORT), message.get(RESERVATION_TOKEN)
-        asked, added = message.get(REQUESTED_ADDRESS_FAMILY), message.get(ADDITIONAL_ADDRESS_FAMILY)
-        message.get(DONT_FRAGMENT)  # raises where it is malformed
+        even, token = optional(EVEN_PORT), optional(RESERVATION_TOKEN)
+        asked, added = optional(REQUESTED_ADDRESS_FAMILY), optional(ADDITIONAL_ADDRESS_FAMILY)
+        if added is None and COTURN_ADDITIONAL in present:
+            added = ADDITIONAL_ADDRESS_FAMILY.from_octets(present[COTURN_ADDITIONAL])
+        dont_fragment = optional(DONT_FRAGMENT)
         if wish.tcp:
             # RFC 6062 section 5.1.
             if not flow.is_stream:
                 raise Refused(
                     ErrorCode.BAD_REQUEST, f"a TCP allocation over {flow.transport.value}"
                 )
-            if even is not None or token is not None or message.has(DONT_FRAGMENT):
+            if even is not None or token is not None or dont_fragment is not None:
                 raise Refused(
                     ErrorCode.BAD_REQUEST,
                     "DONT-FRAGMENT, EVEN-PORT or RESERVATION-TOKEN with a TCP allocation",
                 )
-        self._examine_mobility(request, wish)
-        wish.lifetime = granted(config, message.get(LIFETIME), request, now)
+        wish.mobile = self._examine_mobility(optional(MOBILITY_TICKET))
+        wish.lifetime = granted(config, optional(LIFETIME), request, now)
         if token is not None:
             if even is not None or asked is not None or added is not None:
                 raise Refused(ErrorCode.BAD_REQUEST, "RESERVATION-TOKEN with what it excludes")
@@ -238,16 +239,15 @@ class Allocator:
             wish.families = [Family(family)]
         return wish
 
-    def _examine_mobility(self, request: Request, wish: _Wish) -> None:
+    def _examine_mobility(self, ticket: bytes | None) -> bool:
         # RFC 8016 section 3.1.2.
-        ticket = request.message.get(MOBILITY_TICKET)
         if ticket is None:
-            return
+            return False
         if ticket:
             raise Refused(ErrorCode.BAD_REQUEST, "MOBILITY-TICKET with a value")
         if not self._core.config.mobility:
             raise Refused(ErrorCode.MOBILITY_FORBIDDEN, "mobility is off")
-        wish.mobile = True
+        return True
 
     def _admit(self, request: Request, wish: _Wish) -> None:
         """Charge the quotas, twice where a port is to be reserved; raises :class:`Refused`."""
@@ -269,17 +269,21 @@ class Allocator:
 
     def _redirect(self, request: Request) -> None:
         """Send the client elsewhere, if it is to go there; raises :class:`Refused`."""
-        config = self._core.config
-        # RFC 8489 section 14.15: "The IP address family MUST be identical to that of the source IP
-        # address of the request."
-        ipv6 = request.flow.client.is_ipv6
-        others = [server for server in config.alternates if server.is_ipv6 is ipv6]
-        if others:
+        alternates, ipv6 = self._core.config.alternates, request.flow.client.is_ipv6
+        # RFC 8489 section 10: "at least one [...] which MUST contain an IP address of the same
+        # address family as the source IP address of the request message", and one of the other
+        # family after it if there is one.
+        named = [server for server in alternates if server.is_ipv6 is ipv6]
+        others = [server for server in alternates if server.is_ipv6 is not ipv6]
+        if named:
             self._turn += 1
-            other = others[self._turn % len(others)]
-            value = ALTERNATE_SERVER.pack(other, request.message.transaction_id)
+            chosen = [servers[self._turn % len(servers)] for servers in (named, others) if servers]
+            transaction_id = request.message.transaction_id
+            values = [ALTERNATE_SERVER.pack(server, transaction_id) for server in chosen]
             raise Refused(
-                ErrorCode.TRY_ALTERNATE, f"sent to {other}", ((ALTERNATE_SERVER.code, value),)
+                ErrorCode.TRY_ALTERNATE,
+                f"sent to {chosen[0]}",
+                tuple((ALTERNATE_SERVER.code, value) for value in values),
             )
         if self._lifetimes.draining:
             raise Refused(ErrorCode.INSUFFICIENT_CAPACITY, "the server takes no new allocations")

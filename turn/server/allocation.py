@@ -68,6 +68,19 @@ class Relay:
         """Each of two relayed transport addresses has a time of its own (RFC 8656 section 8.1)."""
 
 
+class Reservation:
+    """A relayed transport address that is held for whoever has the token (RESERVATION-TOKEN)."""
+
+    __slots__ = ("account", "client_host", "relay", "token")
+
+    def __init__(self, token: bytes, relay: Relay, account: str, client_host: str) -> None:
+        self.token = token
+        self.relay = relay
+        self.account = account
+        self.client_host = client_host
+        """With the account, what quotas were charged to: an open port costs whoever holds it."""
+
+
 class Channel:
     """A channel binding (RFC 8656 section 12)."""
 

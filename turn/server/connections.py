@@ -110,6 +110,14 @@ class Connections:
         else:
             self.close(connection, now)
 
+    def reconfigure(self, now: Instant) -> None:
+        """Close the connections that ride on the socket of a listener that is shut (DTLS)."""
+        core = self._core
+        for connection in list(core.connections.values()):
+            gone = connection.listener.handle not in core.listeners
+            if gone and connection.flow.transport is Transport.DTLS:
+                self.close(connection, now)
+
     def stop(self) -> None:
         """Close every connection."""
         core = self._core

@@ -11,7 +11,7 @@ from collections import Counter, deque
 from collections.abc import Iterable
 from ipaddress import ip_address
 from itertools import count
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import Final, TypeAlias
 
 from stun.attributes import FINGERPRINT, SOFTWARE
 from stun.codec import encode
@@ -22,7 +22,7 @@ from stun.registry import Method
 from stun.responder import Endpoint
 from stun.sansio import SECOND, Address, Entropy, Handle, Instant, Output, Shut, Transmit, Write
 from turn.dataplane.base import RouteOrder
-from turn.server.allocation import Allocation, Flow, FlowKey, Relay
+from turn.server.allocation import Allocation, Flow, FlowKey, Relay, Reservation
 from turn.server.config import ListenAt, ServerConfig
 from turn.server.events import RequestRefused, ServerEvent
 from turn.server.expiry import Expiry
@@ -33,14 +33,12 @@ from turn.server.ports import PortRange
 from turn.server.quota import Quotas
 from turn.server.replay import Replay
 
-if TYPE_CHECKING:
-    from turn.server.allocate import Reservation
-
 REFUSALS_TOLD: Final = 20
 """How many :class:`turn.server.events.RequestRefused` a second are queued; the rest are counted."""
 
 Expiring: TypeAlias = "Allocation | Reservation | Connection"
 
+_FINGERPRINT = FINGERPRINT.code
 _METHODS = {int(method): int(method) for method in Method}
 _OF_RELAY = Verdict(True, "it is a relayed transport address of this server")
 
@@ -215,14 +213,11 @@ class Core:
     def wants_fingerprint(self, request: Message) -> bool:
         """Whether the response to a request has FINGERPRINT."""
         always = self.config.fingerprint
-        return request.has(FINGERPRINT) if always is None else always
+        return _FINGERPRINT in dict(request.attributes) if always is None else always
 
     def answer(self, request: Request, response: Message, now: Instant) -> None:
         """Send a success response, sealed; it is kept for a retransmission of the request."""
-        octets = self._seal(request, response)
-        if not request.flow.is_stream:
-            self.replay.keep(request.flow.key, request.message.transaction_id, octets, now)
-        self.send(request.flow, octets)
+        self._respond(request, response, 0, now)
 
     def refuse(
         self,
@@ -233,18 +228,23 @@ class Core:
         attributes: Iterable[tuple[int, bytes]] = (),
     ) -> None:
         """Send an error response, sealed.  ``detail`` is for the log, never for the client."""
-        response = Message.error(request.message, code)
-        response.attributes.extend(attributes)
-        self.send(request.flow, self._seal(request, response, code))
-        client, method = request.flow.client, request.message.method
-        self.told_refusal(client, method, code, detail, request, now=now)
-
-    def _seal(self, request: Request, response: Message, code: int = 0) -> bytes:
         message = request.message
+        response = Message.error(message, code)
+        response.attributes.extend(attributes)
+        self._respond(request, response, code, now)
+        client = request.flow.client
+        self.told_refusal(client, message.method, code, detail, request, now=now)
+
+    def _respond(self, request: Request, response: Message, code: int, now: Instant) -> None:
+        message, flow = request.message, request.flow
         self.count_response(message.method, code)
         if self._software:
             response.attributes.append((SOFTWARE.code, self._software))
-        return request.authentic.seal(response, fingerprint=self.wants_fingerprint(message))
+        fingerprint = self.wants_fingerprint(message)
+        octets = request.authentic.seal(response, fingerprint=fingerprint)
+        if not flow.is_stream:
+            self.replay.keep(flow.key, message.transaction_id, octets, now)
+        self.send(flow, octets)
 
     def count_response(self, method: int, code: int) -> None:
         """Count a response."""

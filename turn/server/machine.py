@@ -24,8 +24,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 
-from stun.attributes import MOBILITY_TICKET, UNKNOWN_ATTRIBUTES
-from stun.codec import decode, encode, unknown_required
+from stun.attributes import ERROR_CODE, FINGERPRINT, MOBILITY_TICKET, UNKNOWN_ATTRIBUTES
+from stun.codec import decode, encode, message_type, unknown_required
 from stun.discovery import Transport
 from stun.errors import DecodeError, DropReason, UsageError
 from stun.integrity import check_fingerprint
@@ -53,8 +53,8 @@ from stun.sansio import (
 from stun.users import UserStore
 from turn.dataplane.base import RouteOrder
 from turn.meter import Usage
-from turn.server.allocate import Allocator, Reservation
-from turn.server.allocation import Allocation, Flow, FlowKey, Relay
+from turn.server.allocate import Allocator
+from turn.server.allocation import Allocation, Flow, FlowKey, Relay, Reservation
 from turn.server.config import ServerConfig
 from turn.server.connections import Connections
 from turn.server.core import Connection, Core, Listener, count_method
@@ -71,10 +71,12 @@ from turn.server.requests import Requests
 from turn.server.tcp_relay import TcpRelay
 
 _BINDING = int(Method.BINDING)
+_BINDING_SUCCESS = message_type(_BINDING, Class.SUCCESS).to_bytes(2)
 _ALLOCATE = int(Method.ALLOCATE)
 _REFRESH = int(Method.REFRESH)
 _SEND = int(Method.SEND)
 _CONNECTION_BIND = int(Method.CONNECTION_BIND)
+_FINGERPRINT = FINGERPRINT.code
 _REQUEST, _INDICATION = Class.REQUEST, Class.INDICATION
 _UDP = Transport.UDP
 
@@ -149,6 +151,7 @@ class Server:
             self._answer_bindings()
         if self._started:
             words += self._listening.reconfigure(now)
+            self._connections.reconfigure(now)
         if users is not self._users:
             self._users = users
             words.append("users replaced: whoever is gone is refused from the next request on")
@@ -387,7 +390,7 @@ class Server:
         if message.is_rfc3489:
             # TURN has the cookie; Binding requests of RFC 3489 do not come this way.
             core.drop(DropReason.NOT_EXPECTED_PROTOCOL)
-        elif check_fingerprint(message) is False:
+        elif _FINGERPRINT in dict(message.attributes) and not check_fingerprint(message):
             core.drop(DropReason.BAD_FINGERPRINT)
         elif message.message_class is _REQUEST:
             self._request(message, flow, now)
@@ -415,7 +418,10 @@ class Server:
             core.drop(DropReason.UNKNOWN_METHOD)
             return
         allocation = self._lifetimes.find(flow, now)
-        authentic = self._gate.admit(message, flow, allocation, now)
+        proven_by = allocation
+        if method == _CONNECTION_BIND and allocation is None:
+            proven_by = self._tcp.named(message)
+        authentic = self._gate.admit(message, flow, proven_by, now)
         if authentic is None:
             return
         if not flow.is_stream:
@@ -456,6 +462,8 @@ class Server:
             # create the allocation" (RFC 8656 section 5).
             core.refuse(request, ErrorCode.WRONG_CREDENTIALS, "another user's allocation", now)
             return False
+        if allocation.mobility is not None:
+            self._tickets.heard(allocation, request.flow.key, now)
         return True
 
     # Binding. -------------------------------------------------------------------------------------
@@ -468,7 +476,9 @@ class Server:
             return
         answer = self.responder.datagram(packet.data, packet.source, endpoint, now)
         if type(answer) is Transmit:
-            core.metrics.responses[_BINDING, 0] += 1
+            succeeded = answer.data.startswith(_BINDING_SUCCESS)
+            error = None if succeeded else decode(answer.data).get(ERROR_CODE)
+            core.count_response(_BINDING, 0 if error is None else error.code)
             core.outbox.append(answer)
         elif isinstance(answer, DropReason):
             core.drop(answer)
@@ -479,7 +489,8 @@ class Server:
         if endpoint is None:
             return
         answer = self.responder.over_stream(message, flow.client, endpoint)
-        core.metrics.responses[_BINDING, 0] += 1
+        error = answer.get(ERROR_CODE)
+        core.count_response(_BINDING, 0 if error is None else error.code)
         octets = encode(answer, fingerprint=core.wants_fingerprint(message))
         core.send(flow, octets)
 

@@ -1,17 +1,21 @@
 """Clients that come from another address (RFC 8016).
 
-Theory of operation.  A ticket is sixteen random octets and a MAC over them: it holds nothing that
+Theory of operation.  A ticket is twelve random octets and a MAC over them: it holds nothing that
 could be read, the allocation is found by it in a table.  The MAC tells a ticket of this server, of
-an allocation that is gone (437), from something that never was one (400).
+an allocation that is gone (437), from something that never was one (400).  It is written in base64,
+for there are clients (coturn's) that keep it as a text that ends with the first zero.
 
 A Refresh with a ticket, proved with the same username, makes the new five-tuple *moving*: both lead
 to the allocation, data goes to the old one still.  The first data from the client on the new one
 completes the move: "After receiving any of those messages, a TURN server discards the old ticket
-and the old 5-tuple" (section 3.2.2).
+and the old 5-tuple" (section 3.2.2).  So does, beyond the norm, a request on the new one that has
+no ticket: whoever binds a channel there has the answer to its Refresh and waits for data there.  By
+the norm's letter two such clients lose what each sends to the other first.
 """
 
 from __future__ import annotations
 
+import base64
 import hmac
 from typing import Final
 
@@ -19,7 +23,7 @@ from stun.attributes import MOBILITY_TICKET
 from stun.mac import hmac_sha256
 from stun.registry import ErrorCode
 from stun.sansio import SECOND, Handle, Instant
-from turn.server.allocation import Allocation, Flow, Mobility
+from turn.server.allocation import Allocation, Flow, FlowKey, Mobility
 from turn.server.core import Core
 from turn.server.hosting import Request
 from turn.server.lifetimes import Lifetimes
@@ -27,8 +31,8 @@ from turn.server.lifetimes import Lifetimes
 OLD_TICKET: Final = 30 * SECOND
 """How long a ticket that was used is still recognised."""
 
-_NAME: Final = 16
-_SIZE: Final = 32
+_NAME: Final = 12
+_MAC: Final = 12
 
 
 class Tickets:
@@ -42,7 +46,7 @@ class Tickets:
     def issue(self, allocation: Allocation) -> bytes:
         """Return a new ticket for an allocation."""
         name = self._core.entropy(_NAME)
-        ticket = name + self._mac(name)
+        ticket = base64.urlsafe_b64encode(name + self._mac(name))
         self._core.tickets[ticket] = allocation
         if allocation.mobility is None:
             allocation.mobility = Mobility(ticket)
@@ -51,11 +55,14 @@ class Tickets:
         return ticket
 
     def _mac(self, name: bytes) -> bytes:
-        return hmac_sha256(self._key, name)[: _SIZE - _NAME]
+        return hmac_sha256(self._key, name)[:_MAC]
 
     def _is_ours(self, ticket: bytes) -> bool:
-        name = ticket[:_NAME]
-        return len(ticket) == _SIZE and hmac.compare_digest(ticket[_NAME:], self._mac(name))
+        try:
+            octets = base64.b64decode(ticket, altchars=b"-_", validate=True)
+        except ValueError:
+            return False
+        return hmac.compare_digest(octets[_NAME:], self._mac(octets[:_NAME]))
 
     def _drop_old(self, mobility: Mobility) -> None:
         if mobility.old_ticket is not None:
@@ -126,10 +133,16 @@ class Tickets:
             del self._core.allocations[moving.key]
             mobility.moving = None
         else:
-            # Without a new five-tuple yet, the client may still come with its ticket: "the old
-            # communication path is broken before new communication can be created" (section 2).
+            # Without a new five-tuple yet, the client may still come with its ticket ("Break Before
+            # Make", section 2).
             self.complete(allocation, now)
         return True
+
+    def heard(self, allocation: Allocation, key: FlowKey, now: Instant) -> None:
+        """Take note that the client has used a five-tuple: the new one completes the move."""
+        mobility = allocation.mobility
+        if mobility is not None and mobility.moving is not None and mobility.moving.key == key:
+            self.complete(allocation, now)
 
     def complete(self, allocation: Allocation, now: Instant) -> None:
         """Give up the old five-tuple for the new one."""

@@ -50,7 +50,7 @@ class Relaying:
             core.drop(DropReason.LENGTH_MISMATCH)
             return
         if allocation.mobility is not None:
-            self._moved(allocation, key, now)
+            self._tickets.heard(allocation, key, now)
         channel = allocation.channels.get(octets[0] << 8 | octets[1])
         if channel is None or channel.expires <= now:
             core.drop(DropReason.NO_CHANNEL)
@@ -79,7 +79,7 @@ class Relaying:
             core.drop(DropReason.BAD_ATTRIBUTE_VALUE)
             return
         if allocation.mobility is not None:
-            self._moved(allocation, key, now)
+            self._tickets.heard(allocation, key, now)
         relay = allocation.relay_for(ipv6=peer.is_ipv6)
         if relay is None or allocation.tcp:
             core.drop(DropReason.NO_PERMISSION)
@@ -117,11 +117,6 @@ class Relaying:
         other = core.relayed.get(peer)
         destination = peer if other is None else other.local
         core.outbox.append(Transmit(data, destination, relay.local, dont_fragment))
-
-    def _moved(self, allocation: Allocation, key: FlowKey, now: Instant) -> None:
-        mobility = allocation.mobility
-        if mobility is not None and mobility.moving is not None and mobility.moving.key == key:
-            self._tickets.complete(allocation, now)
 
     # From peers. ----------------------------------------------------------------------------------
 

@@ -1,10 +1,12 @@
-"""Success responses that are kept for requests that come twice (RFC 8489 section 6.3.1).
+"""Responses that are kept for requests that come twice.
 
-"the server MUST [...] respond with the same response" to a retransmission.  For most requests of
-TURN doing the work again gives the same response (the "stateless stack approach" of RFC 8656); for
+"The server MUST respond to retransmissions such that [...] the overall state on the client and
+server is identical" to that with one request and one response (RFC 8489 section 6.3.1).  For most
+requests of TURN doing the work again would serve (the "stateless stack approach" of RFC 8656); for
 a late copy it does harm: an Allocate that arrives again after a Refresh to zero would make an
-allocation that nobody knows of, an old Refresh would undo a newer one.  So the responses are kept,
-for as long as a copy may be under way.
+allocation that nobody knows of, an old Refresh would undo a newer one, a ChannelBind that was
+refused for want of an allocation would be done after all.  So the responses are kept, for as long
+as a copy may be under way; only those to authentic requests, so that strangers leave nothing here.
 """
 
 from __future__ import annotations

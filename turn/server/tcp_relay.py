@@ -110,15 +110,15 @@ class _Connection:
 class TcpRelay:
     """The connections of all TCP allocations; see :class:`turn.server.hosting.Streams`."""
 
-    __slots__ = ("_connections", "_counts", "_debtors", "_host", "_pending", "_streams", "_waiting",
-                 "octets_lost")  # fmt: skip
+    __slots__ = ("_connections", "_counts", "_debtors", "_host", "_identified", "_streams",
+                 "_waiting", "octets_lost")  # fmt: skip
 
     def __init__(self, host: Hosting) -> None:
         self._host = host
         self._streams: dict[Handle, _Stream] = {}
         self._connections: dict[Allocation, dict[Address, _Connection]] = {}
-        self._pending: dict[int, _Connection] = {}
-        """By CONNECTION-ID: those that no ConnectionBind has named."""
+        self._identified: dict[int, _Connection] = {}
+        """By CONNECTION-ID."""
         self._waiting: dict[_Connection, Instant] = {}
         """Until when, the earliest first: dialling, pending and closing ones."""
         self._debtors: dict[Allocation, Instant] = {}
@@ -135,7 +135,7 @@ class TcpRelay:
         if allocation is None or not allocation.tcp:
             host.refuse(request, ErrorCode.ALLOCATION_MISMATCH, "not a TCP allocation", now)
             return
-        peer = _value(request, XOR_PEER_ADDRESS)
+        peer = _value(request.message, XOR_PEER_ADDRESS)
         if peer is None or peer.port == 0:
             host.refuse(request, ErrorCode.BAD_REQUEST, "no usable XOR-PEER-ADDRESS", now)
             return
@@ -155,7 +155,7 @@ class TcpRelay:
             return
         verdict = host.verdict(peer)
         if not verdict.allowed:
-            host.refuse(request, ErrorCode.FORBIDDEN, f"{peer}: {verdict.rule}", now)
+            host.refuse(request, ErrorCode.FORBIDDEN, f"{peer}: {verdict}", now)
             return
         if peer in (relay.local, relay.advertised):
             # TCP would let the port connect to itself (RFC 9293 section 3.5).
@@ -179,8 +179,7 @@ class TcpRelay:
         if not flow.is_stream or request.allocation is not None:
             host.refuse(request, ErrorCode.BAD_REQUEST, "not on a connection of its own", now)
             return
-        identifier = _value(request, CONNECTION_ID)
-        connection = None if identifier is None else self._pending.get(identifier)
+        connection = self._pending(request.message)
         if connection is None:
             host.refuse(request, ErrorCode.BAD_REQUEST, "names no pending connection", now)
             return
@@ -193,7 +192,6 @@ class TcpRelay:
         if rest is None:
             return
         self._counts["connections bound"] += 1
-        del self._pending[connection.identifier]
         del self._waiting[connection]
         client = connection.client = _Stream(flow.connection, connection)
         self._streams[flow.connection] = client
@@ -210,9 +208,28 @@ class TcpRelay:
             self.octets_lost += len(rest)
             self._close(client, now)
             return
-        self._hold(stream, _UNBOUND, held=False)
+        # From here on nobody but this relay decides what is read: each way flows by itself, however
+        # much waits on the other.
+        stream.held &= ~_UNBOUND
+        for one in (client, stream):
+            host.queue(Hold(one.handle, bool(one.held)))
         if rest:
             self._relay(client, rest, now)
+
+    def named(self, message: Message) -> Allocation | None:
+        """Return the allocation whose pending connection a ConnectionBind request names.
+
+        With access tokens the proof of the request is looked for there, since clients send their
+        token "only in Allocate and Refresh requests" (RFC 7635 section 9).
+        """
+        connection = self._pending(message)
+        return None if connection is None else connection.allocation
+
+    def _pending(self, message: Message) -> _Connection | None:
+        """Return the connection that CONNECTION-ID names, if it has not been bound."""
+        identifier = _value(message, CONNECTION_ID)
+        connection = None if identifier is None else self._identified.get(identifier)
+        return None if connection is None or connection.client is not None else connection
 
     # Connections with peers. ----------------------------------------------------------------------
 
@@ -253,10 +270,10 @@ class TcpRelay:
     def _await_bind(self, connection: _Connection, now: Instant) -> None:
         identifier = 0
         # Nobody is to guess it, and 0 is what a client has that did not read it.
-        while not identifier or identifier in self._pending:
+        while not identifier or identifier in self._identified:
             identifier = int.from_bytes(self._host.entropy(4))
         connection.identifier = identifier
-        self._pending[identifier] = connection
+        self._identified[identifier] = connection
         self._wait(connection, now)
 
     def _is_full(self, allocation: Allocation) -> bool:
@@ -431,8 +448,8 @@ class TcpRelay:
     def _forget(self, connection: _Connection) -> None:
         allocation = connection.allocation
         self._waiting.pop(connection, None)
-        if self._pending.get(connection.identifier) is connection:
-            del self._pending[connection.identifier]
+        if connection.identifier:
+            del self._identified[connection.identifier]
         connections = self._connections[allocation]
         del connections[connection.peer]
         if not connections:
@@ -477,10 +494,10 @@ def _first(instants: Iterable[Instant]) -> Instant | None:
     return next(iter(instants), None)
 
 
-def _value(request: Request, attribute: Attribute[T]) -> T | None:
+def _value(message: Message, attribute: Attribute[T]) -> T | None:
     """Return an attribute's value, ``None`` if it is not there or is none."""
     try:
-        return request.message.get(attribute)
+        return message.get(attribute)
     except DecodeError:
         return None
 

@@ -240,12 +240,14 @@ class Loader:
         self._answered(lookup)
 
     async def _ask(self, lookup: LookUp) -> None:
+        # Who changes users while we ask may be faster than the answer.
+        generation = self._users.generation
         name: str | None = lookup.username
         if lookup.userhash is not None:
             name = await self._backend.by_userhash(lookup.userhash)
-            self._users.put_userhash(lookup.userhash, name)
+            self._users.put_userhash(lookup.userhash, name, generation)
         if name is not None:
-            self._users.put(name, await self._backend.get(name))
+            self._users.put(name, await self._backend.get(name), generation)
 
     def _noticing(self) -> _Noticing:
         return _Noticing(self._failed)
@@ -261,13 +263,6 @@ class Loader:
         """Watch the database for changes, and for its return when it is down; until cancelled."""
         attempt = 0
         while True:
-            if self._users.reachable:
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._down.wait(), self._watch)
-                attempt = 0
-            if not self._users.reachable:
-                await asyncio.sleep(self._backoff[min(attempt, len(self._backoff) - 1)])
-                attempt += 1
             self._down.clear()
             with self._noticing():
                 async with asyncio.timeout(self._patience):
@@ -278,6 +273,13 @@ class Loader:
                     changed = True
                 if changed:
                     self._users.invalidate()
+            if self._users.reachable:
+                attempt = 0
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._down.wait(), self._watch)
+            if not self._users.reachable:
+                await asyncio.sleep(self._backoff[min(attempt, len(self._backoff) - 1)])
+                attempt += 1
 
     async def close(self) -> None:
         """Stop asking, and close the database."""

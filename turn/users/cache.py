@@ -40,12 +40,12 @@ class CachedUsers:
     __slots__ = (
         "_absent",
         "_capacity",
-        "_generation",
         "_hashes",
         "_present",
         "_unknown_hashes",
         "absent",
         "fresh",
+        "generation",
         "grace",
         "reachable",
     )
@@ -60,8 +60,9 @@ class CachedUsers:
         self.grace = grace
         self.reachable = True
         """Whether the database answers; the loader says so."""
+        self.generation = 0
+        """How often users have changed."""
         self._capacity = capacity
-        self._generation = 0
         self._present: OrderedDict[str, _Entry] = OrderedDict()
         self._absent: OrderedDict[str, _Entry] = OrderedDict()
         # A name has one hash for ever: only that nobody has it can become untrue.
@@ -75,7 +76,7 @@ class CachedUsers:
         entry = self._present.get(username)
         if entry is not None:
             age = self._age(entry, unix_time)
-            if entry.generation == self._generation and 0 <= age < self.fresh:
+            if entry.generation == self.generation and 0 <= age < self.fresh:
                 self._present.move_to_end(username)
                 return entry.secrets
             if not self.reachable and 0 <= age < self.grace:
@@ -103,25 +104,37 @@ class CachedUsers:
     def _is_absent(self, entry: _Entry | None, unix_time: int) -> bool:
         return (
             entry is not None
-            and entry.generation == self._generation
+            and entry.generation == self.generation
             and 0 <= self._age(entry, unix_time) < self.absent
         )
 
     # What the loader tells ------------------------------------------------------------------------
 
-    def put(self, username: str, secrets: Sequence[Secret] | None) -> None:
-        """Take what the database has of a user; ``None``: there is none of this name."""
+    def put(
+        self, username: str, secrets: Sequence[Secret] | None, generation: int | None = None
+    ) -> None:
+        """Take what the database has of a user; ``None``: there is none of this name.
+
+        ``generation``: what :attr:`generation` was when the database was asked, so that an answer
+        which a change has overtaken is not believed; ``None`` for now.
+        """
+        entry = self._entry(secrets or (), generation)
         if secrets is None:
             self._present.pop(username, None)
-            self._keep(self._absent, username, _Entry((), self._generation))
+            self._keep(self._absent, username, entry)
         else:
             self._absent.pop(username, None)
-            self._keep(self._present, username, _Entry(tuple(secrets), self._generation))
+            self._keep(self._present, username, entry)
 
-    def put_userhash(self, value: bytes, username: str | None) -> None:
+    def _entry(self, secrets: Sequence[Secret], generation: int | None) -> _Entry:
+        return _Entry(tuple(secrets), self.generation if generation is None else generation)
+
+    def put_userhash(
+        self, value: bytes, username: str | None, generation: int | None = None
+    ) -> None:
         """Take whose USERHASH this is; ``None``: nobody's."""
         if username is None:
-            self._keep(self._unknown_hashes, value, _Entry((), self._generation))
+            self._keep(self._unknown_hashes, value, self._entry((), generation))
         else:
             self._unknown_hashes.pop(value, None)
             self._keep(self._hashes, value, username)
@@ -134,7 +147,7 @@ class CachedUsers:
 
     def invalidate(self) -> None:
         """Believe nothing any more that was put before: users have changed."""
-        self._generation += 1
+        self.generation += 1
 
     def __len__(self) -> int:
         return len(self._present)

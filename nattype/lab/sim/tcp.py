@@ -8,12 +8,11 @@ state change.
 
 Timers are those of RFC 6298 with Linux's limits: a SYN goes out again after 1, 3, 7, 15, 31 and 63
 s and gives up after 127 s; data after at least 200 ms, doubling, 15 times.  There is no congestion
-control (buffers of fixed size, fast retransmission after three duplicates), no delayed
-acknowledgment and no Nagle.
+control (fixed buffers, fast retransmission after three duplicates), no delayed ACK and no Nagle.
 
 A machine that reads nothing for a while (:class:`~stun.sansio.Hold`) fills that buffer, and the
-peer's window closes; what the peer's machine then writes fills its send buffer, and from there on
-it waits in the driver, which says :class:`~stun.sansio.Congested`.
+peer's window closes; what the peer's machine then writes fills its send buffer, then waits in the
+driver, which says :class:`~stun.sansio.Congested`.
 
 What is told apart with care, because hole punching lives on it: simultaneous open (a SYN that meets
 SYN_SENT is answered with SYN-ACK from the same endpoints), RST and ICMP errors in SYN_SENT, a SYN
@@ -166,7 +165,8 @@ class Connection:
         self._mss = mss
         self._peer_window = WINDOW
         """How much the peer takes beyond ``_una``."""
-        self._held = False
+        self._held: bool | None = None
+        """What the machine said; ``None`` if it has left it to the driver."""
         self._unread = bytearray()
         """What came while nothing was read, and whether the end came after it."""
         self._unread_end = False
@@ -225,13 +225,15 @@ class Connection:
 
     def _is_reading(self) -> bool:
         # The drivers do not read a client that does not take its answers either.
-        return not self._held and not (self.listener is not None and self._congested)
+        if self._held is None:
+            return self.listener is None or not self._congested
+        return not self._held
 
     def _read(self) -> None:
         """Hand over what came while nothing was read."""
         if self.owner is None or not self._is_reading():
             return
-        full = len(self._unread) >= WINDOW - self._mss
+        full = self._room <= self._mss
         if self._unread:
             self.owner.pending.append(Arrived(self.handle, bytes(self._unread)))
             self._unread.clear()

@@ -158,6 +158,35 @@ def test_the_longest_message_there_can_be():
     assert StunStream().feed(longest) == [longest]
 
 
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_one_at_a_time_is_the_same_as_all_at_once(size):
+    wire = b"".join(map(on_the_wire, MESSAGES + CHANNELS)) + b"\x80"
+    whole, single = StunStream(channel_data=True), StunStream(channel_data=True)
+    expected = whole.feed(wire)
+    found = []
+    for at in range(0, len(wire), size):
+        single.push(wire[at : at + size])
+        while (message := single.pop()) is not None:
+            found.append(message)
+    assert found == expected == MESSAGES + CHANNELS
+    assert single.error is not None
+    assert whole.error is not None
+    assert (single.error.reason, single.error.offset) == (whole.error.reason, whole.error.offset)
+    single.push(stun())
+    assert single.pop() is None
+
+
+def test_what_follows_the_last_message_is_given_up_as_it_came():
+    stream = StunStream(channel_data=True)
+    behind = channel_data(0x4000, b"abc", pad=False) + b"\xff"
+    stream.push(stun() + behind)
+    assert stream.pop() == stun()
+    assert stream.rest() == behind
+    assert stream.rest() == b""
+    assert stream.pending == 0
+    assert stream.error is None
+
+
 def test_limit_of_rfc4571():
     stream = Rfc4571Stream(limit=4)
     assert stream.feed(b"\x00\x04abcd\x00\x05") == [b"abcd"]

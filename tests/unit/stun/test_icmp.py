@@ -26,7 +26,7 @@ def test_an_error_is_kept_with_its_type_and_code(family: socket.AddressFamily) -
         keep_errors(sock)
         sock.bind((LOOPBACK[family], 0))
         sock.sendto(b"x", to)
-        assert read_errors(sock) == [(to, *PORT_UNREACHABLE[family])]
+        assert read_errors(sock) == [(to, *PORT_UNREACHABLE[family], 0)]
         assert read_errors(sock) == []
 
 

@@ -84,7 +84,13 @@ EVENTS: dict[str, tuple[ServerEvent, dict[str, Any]]] = {
         },
     ),
     "refused": (
-        RequestRefused(CLIENT, Method.CREATE_PERMISSION, ErrorCode.FORBIDDEN, "RFC 1918", session="abcdefghijkl"),
+        RequestRefused(
+            CLIENT,
+            Method.CREATE_PERMISSION,
+            ErrorCode.FORBIDDEN,
+            "RFC 1918",
+            session="abcdefghijkl",
+        ),
         {
             "message": "request refused",
             "level": "info",

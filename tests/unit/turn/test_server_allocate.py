@@ -12,6 +12,7 @@ from stun.message import Message
 from stun.registry import Class, Family, Method
 from stun.sansio import SECOND, Address, Cause, Closed, OpenUdp
 from tools.turndesk import HOST, HOST6, PEER, TCP, UDP, UNLIMITED, Attribute, Desk, code
+from turn.server.allocate import COTURN_ADDITIONAL
 from turn.server.config import RelayAddress
 from turn.server.events import AllocationCreated, EndReason
 
@@ -177,6 +178,11 @@ def test_a_dual_allocation() -> None:
     response = desk.caller().allocate(DUAL)
     assert [relayed.host for relayed in response.all(a.XOR_RELAYED_ADDRESS)] == [HOST, HOST6]
     assert not response.has(a.ADDRESS_ERROR_CODE)
+
+
+def test_coturns_clients_ask_for_a_dual_allocation_by_another_number() -> None:
+    response = Desk().caller().allocate((COTURN_ADDITIONAL, b"\x02\0\0\0"))
+    assert [relayed.host for relayed in response.all(a.XOR_RELAYED_ADDRESS)] == [HOST, HOST6]
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def test_a_broken_stream_is_closed() -> None:
     desk = Desk()
     caller = desk.caller(transport=Transport.TCP)
     caller.relayed()
-    desk.tell(Arrived(caller.handle, b"GET / HTTP/1.1\r\n\r\n"))
+    desk.tell(Arrived(caller.handle, b"\xff\xff\xff\xff"))
     assert caller.handle in desk.shut
     assert len(desk.ended) == 1
     assert sum(desk.server.drops.values()) == 1

@@ -317,18 +317,22 @@ def test_300_names_servers_in_turn_and_of_the_clients_family() -> None:
     v6 = Address("2620:4f:8000:b::1", 3478)
     desk = Desk(alternates=(*v4, v6))
     named = []
-    for port in (1, 2):
+    for port in (1, 2):  # each time another one, and the one of the other family after it
         response = desk.caller(address=Address("192.52.193.5", port)).ask(
             Method.ALLOCATE, TRANSPORT
         )
         assert response is not None
         assert code(response) == ErrorCode.TRY_ALTERNATE
-        named.append(response.get(a.ALTERNATE_SERVER))
+        first, second = response.all(a.ALTERNATE_SERVER)
+        named.append(first)
+        assert second == v6
     assert sorted(named) == v4
     caller = desk.caller(address=Address("2620:4f:8000:1:ffff::5", 1))
     response = caller.ask(Method.ALLOCATE, TRANSPORT)
     assert response is not None
-    assert response.get(a.ALTERNATE_SERVER) == v6
+    first, second = response.all(a.ALTERNATE_SERVER)
+    assert first == v6
+    assert second in v4
 
 
 def test_draining_refuses_new_allocations_only() -> None:

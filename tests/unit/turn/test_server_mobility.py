@@ -71,7 +71,7 @@ def test_a_move_make_before_break() -> None:
 
 def test_a_send_indication_completes_it_too() -> None:
     desk = Desk()
-    old, relayed, ticket = _mobile(desk)
+    _, relayed, ticket = _mobile(desk)
     new = desk.caller(address=NEW)
     _refresh(new, ticket)
     new.indicate(PEER, b"x")
@@ -106,7 +106,7 @@ def test_a_lost_response_is_repeated() -> None:
 
 def test_moving_twice_before_any_data() -> None:
     desk = Desk()
-    old, relayed, ticket = _mobile(desk)
+    _, relayed, ticket = _mobile(desk)
     new, newer = desk.caller(address=NEW), desk.caller(address=NEWER)
     second = _ticket(_refresh(new, ticket))
     _refresh(newer, second)
@@ -145,6 +145,22 @@ def test_a_ticket_can_end_the_allocation() -> None:
     assert [end.reason for end in desk.ended] == [EndReason.REFRESHED_TO_ZERO]
     assert desk.server._core.tickets == {}
     assert desk.server._core.allocations == {}
+
+
+def test_a_request_on_the_new_five_tuple_completes_the_move() -> None:
+    desk = Desk(offload=True)
+    _, relayed, ticket = _mobile(desk)
+    new = desk.caller(address=NEW)
+    _refresh(new, ticket)
+    assert code(new.bind(0x4000, PEER)) == 0
+    assert _hears(desk, new, relayed)
+
+
+def test_a_ticket_is_a_text() -> None:
+    # coturn's client keeps it in a C string of at most 32 characters.
+    _, _, ticket = _mobile(Desk())
+    assert len(ticket) == 32
+    assert ticket.decode("ascii").isprintable()
 
 
 def test_break_before_make_over_tcp() -> None:

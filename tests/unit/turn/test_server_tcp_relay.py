@@ -442,8 +442,9 @@ def test_a_second_connection_with_the_same_endpoints_is_reset(rig: Rig) -> None:
 def test_identifiers_differ_and_are_never_0(rig: Rig) -> None:
     drawn = deque([bytes(4), b"\0\0\0\1", b"\0\0\0\1", b"\0\0\0\2"])
     rig.machine.entropy = lambda n: drawn.popleft() if n == 4 else bytes(n)
-    for port in (1, 2):
-        rig.accepted(Address(PEER.host, port))
+    rig.accepted(Address(PEER.host, 1))
+    rig.bind(1)  # it names this connection for as long as that lives
+    rig.accepted(Address(PEER.host, 2))
     identifiers = [attempt.get(CONNECTION_ID) for _, attempt in rig.machine.indications]
     assert identifiers == [1, 2]
     assert not drawn
@@ -516,6 +517,18 @@ def test_clients_with_tokens_have_one_username_and_are_not_one_another(rig: Rig)
     _, identifier = rig.connected(OTHER_PEER)
     rig.bind(identifier, username="auth.example.org", token="first")
     assert len(rig.machine.refusals) == 1
+
+
+def test_a_bind_leads_to_the_allocation_whose_token_proves_it(rig: Rig) -> None:
+    _, identifier = rig.connected()
+    message = rig.message(Method.CONNECTION_BIND)
+    assert rig.relay.named(message) is None
+    assert rig.relay.named(message.add(CONNECTION_ID, identifier)) is rig.allocation
+    malformed = rig.message(Method.CONNECTION_BIND)
+    malformed.attributes.append((CONNECTION_ID.code, b"\0\0"))
+    assert rig.relay.named(malformed) is None
+    rig.bind(identifier)
+    assert rig.relay.named(message) is None
 
 
 def test_bind_over_udp_or_on_a_control_connection_is_a_bad_request(rig: Rig) -> None:

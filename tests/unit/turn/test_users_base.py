@@ -200,6 +200,24 @@ def test_changes_are_seen():
     asyncio.run(body())
 
 
+def test_a_change_that_overtakes_an_answer():
+    async def body():
+        service = Service()
+        service.database.gate.clear()
+        service.loader.take(LookUp("alice"))
+        await until(lambda: service.database.inside)
+        service.users.invalidate()
+        service.database.gate.set()
+        await service.settle()
+        # The machine asks once more.
+        assert service.secrets("alice") == (Gap.NOT_YET,)
+        service.loader.take(LookUp("alice"))
+        await service.settle()
+        assert service.secrets("alice") == ALICE
+
+    asyncio.run(body())
+
+
 def test_a_failure_is_noticed_without_waiting_for_the_next_look():
     async def body():
         service = Service(watch=3600, backoff=[0])

@@ -75,6 +75,16 @@ def test_users_that_changed_are_asked_for_again(users):
     assert ask(users) == SECRETS
 
 
+def test_an_answer_that_a_change_has_overtaken(users):
+    before = users.generation
+    users.invalidate()
+    users.put("user", SECRETS, before)
+    users.put("nobody", None, before)
+    users.put_userhash(HASH, None, before)
+    assert ask(users) == ask(users, "nobody") == (Gap.NOT_YET,)
+    assert hashed(users) is Gap.NOT_YET
+
+
 class TestOutOfReach:
     def test_who_was_seen_goes_on(self, users):
         users.put("user", SECRETS)
