@@ -4,11 +4,12 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 FUZZ_SECONDS ?= 600
+SOAK_SECONDS ?= 600
 # Laboratories mostly wait, and do not meet one another: several at a time.
 LAB_JOBS ?= 4
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick lint interop bench repeat fuzz rivals diagram wheel clean
+.PHONY: help demo test quick lint interop bench soak repeat fuzz rivals diagram wheel clean
 
 help: ## show what there is
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,7 +34,7 @@ lint: $(VENV)/.dev ## ruff, mypy --strict, import-linter
 
 interop: $(VENV)/.interop ## against peers that this project did not write
 	@sh tools/bootstrap.sh interop
-	$(PYTEST) tests/interop
+	$(PYTEST) tests/interop --numprocesses=$(LAB_JOBS)
 
 bench: $(VENV)/.interop ## the figures of the README, each beside a peer in one run
 	@sh tools/bootstrap.sh interop
@@ -44,6 +45,9 @@ bench: $(VENV)/.interop ## the figures of the README, each beside a peer in one 
 repeat: $(VENV)/.run ## natcheck 20 times behind every kind of NAT, without loss and with 10 %
 	@sh tools/bootstrap.sh lab
 	@$(BIN)/python tools/repeat.py
+
+soak: $(VENV)/.run ## turnd with 200 clients that come, talk and vanish, and attacks, SOAK_SECONDS
+	@$(BIN)/python tools/soak.py --seconds $(SOAK_SECONDS)
 
 fuzz: $(VENV)/.fuzz ## atheris and hypothesis on all that takes bytes, FUZZ_SECONDS each
 	@$(BIN)/python -m tools.fuzz --seconds $(FUZZ_SECONDS)

@@ -2,13 +2,18 @@
 
 A nonce of natkit is::
 
-    "obMatJos2" | 4 characters: security features | base64url( time: 4 octets | MAC )
+    "obMatJos2" | 4 characters: security features | base64url( time: 3 | port: 2 | MAC: 6 octets )
 
-The MAC is over the features, the time and the client's transport address.  So a server checks a
-nonce without having stored it; one client's nonce is of no use to another ("The server MUST NOT
-choose the same NONCE for two requests unless they have the same source IP address and port"); and
-an attacker on the path who takes features off the nonce makes it invalid (section 9.2.1).  Servers
-that share a secret accept each other's nonces, so a fleet behind one address needs no common store.
+The MAC is over the features, the time, and the host and port that it was made for.  So a server
+checks a nonce without having stored it; one host's nonce is of no use to another; and an attacker
+on the path who takes features off the nonce makes it invalid (section 9.2.1).  Servers that share a
+secret accept each other's nonces, so a fleet behind one address needs no common store.
+
+"The server MUST NOT choose the same NONCE for two requests unless they have the same source IP
+address and port" (section 9.2): so the port is in it.  Which ports it may be used from is another
+matter: from every one of that host.  A client's data connections (RFC 6062) each have a port of
+their own, and so does a client behind a NAT that forgot it; a nonce for each of them would cost a
+438 and a round trip each.
 
 The order of the bits is contradictory in print: RFC 8489 sections 9.2 and 18.1 count from the most
 significant, verified erratum 6290 and appendix B.1 from the least, and the example of RFC 8656
@@ -35,6 +40,8 @@ COOKIE_LENGTH = 13
 """Characters: the prefix and the base64 of 24 bits."""
 
 _BITS = 24
+_PERIOD = 1 << 24
+"""Seconds after which the three octets of time begin again: 194 days."""
 
 
 def nonce_cookie(features: Iterable[SecurityFeature]) -> bytes:
@@ -70,9 +77,10 @@ class NonceState(Enum):
 
     VALID = "valid"
     EXPIRED = "expired"
-    """Ours and for this client, but too old."""
+    """Ours and for this host, but too old."""
     FOREIGN = "foreign"
-    """Not made by anybody who has a secret of ours, or not for this client."""
+    """Not made by anybody who has a secret of ours, or not for this host; or half a year ago, or by
+    somebody whose clock is further ahead than is allowed."""
 
 
 @dataclass(slots=True)
@@ -85,18 +93,23 @@ class NonceMaker:
     ``mac_length``: octets of the MAC, 4 to 32.
     ``skew``: how far ahead, in seconds, the clock of another server of the fleet may be.
 
-    Why 7 octets are enough of a MAC.  It protects no secret, and the nonce of a captured request
+    Why 6 octets are enough of a MAC.  It protects no secret, and the nonce of a captured request
     cannot be changed, since the request's own proof covers it.  What remains is to find, without
-    the secret, an address or a time for which a given MAC happens to be right, or the MAC of a
-    nonce whose features were changed; each guess takes a request to the server (and, in the second
-    case, the help of a client that has the password), and 2**56 of them are out of reach.  In
-    return a nonce is 28 characters, so its attribute has no padding and a challenge that offers
-    SHA-256 is 92 octets in a realm of 16, 100 in one of 24.
+    the secret, a nonce for another host, another time or with other features; whatever is tried,
+    it holds with a chance of 2**-48, and to try it takes a request to the server, so a million of
+    them a second take nine years.  Who finds one may have his requests looked at as if he had been
+    challenged; to be let in he still needs the password.  In return a nonce is 28 characters, so
+    its attribute has no padding and a challenge that offers SHA-256 is 92 octets in a realm of 16,
+    100 in one of 24.
+
+    Why 3 octets are enough of a time.  They say which second of the last 194 days it was, and the
+    MAC is over the whole number: a nonce does not come back to life when they begin again, and none
+    is recognised that is older.
     """
 
     secrets: Sequence[bytes] = field(repr=False)
     lifetime: int = 3600
-    mac_length: int = 7
+    mac_length: int = 6
     skew: int = 60
 
     def __post_init__(self) -> None:
@@ -120,35 +133,31 @@ class NonceMaker:
 
     def make_with(self, cookie: bytes, client: Address, unix_time: int) -> bytes:
         """Return a nonce as :meth:`make` does, behind a :func:`nonce_cookie` that is there."""
-        stamp = (unix_time & 0xFFFFFFFF).to_bytes(4, "big")
-        return self._sealed(self.secrets[0], cookie, stamp, _pack(client))
+        head = (unix_time & _PERIOD - 1).to_bytes(3, "big") + client.port.to_bytes(2, "big")
+        return self._sealed(self.secrets[0], cookie + head, _unsaid(unix_time, client))
 
     def check(self, nonce: bytes, client: Address, unix_time: int) -> NonceState:
         """Say whether ``client`` may use this nonce at ``unix_time`` (seconds since 1970)."""
-        cookie = nonce[:COOKIE_LENGTH]
         try:
-            # Eight characters are six octets, of which the first four are the time.
-            stamp = a2b_base64(nonce[COOKIE_LENGTH : COOKIE_LENGTH + 8].translate(_STANDARD))[:4]
+            # Eight characters are six octets, of which the first five are the time and the port.
+            head = a2b_base64(nonce[COOKIE_LENGTH : COOKIE_LENGTH + 8].translate(_STANDARD))[:5]
         except binascii.Error:
             return NonceState.FOREIGN
-        packed = _pack(client)
+        age = unix_time - int.from_bytes(head[:3], "big") & _PERIOD - 1
+        if age >= _PERIOD - self.skew:
+            age -= _PERIOD  # from the future
+        said, unsaid = nonce[:COOKIE_LENGTH] + head, _unsaid(unix_time - age, client)
         # The whole nonce is made again and compared.  Decoders of base64 pass over stray
         # characters and spare bits: so there is but one way to write a nonce.
         for secret in self.secrets:
-            if compare_digest(nonce, self._sealed(secret, cookie, stamp, packed)):
-                break
-        else:
-            return NonceState.FOREIGN
-        # Modulo 2**32, so that nothing happens in 2106.
-        age = (unix_time - int.from_bytes(stamp, "big")) & 0xFFFFFFFF
-        if age <= self.lifetime or age >= (1 << 32) - self.skew:
-            return NonceState.VALID
-        return NonceState.EXPIRED
+            if compare_digest(nonce, self._sealed(secret, said, unsaid)):
+                return NonceState.VALID if age <= self.lifetime else NonceState.EXPIRED
+        return NonceState.FOREIGN
 
-    def _sealed(self, secret: bytes, cookie: bytes, stamp: bytes, client: bytes) -> bytes:
-        mac = hmac_sha256(secret, b"natkit nonce 2\0" + cookie + stamp + client)
-        body = b2a_base64(stamp + mac[: self.mac_length], newline=False)
-        return cookie + body.translate(_URL_SAFE, b"=")
+    def _sealed(self, secret: bytes, said: bytes, unsaid: bytes) -> bytes:
+        mac = hmac_sha256(secret, b"natkit nonce 3\0" + said + unsaid)
+        body = b2a_base64(said[COOKIE_LENGTH:] + mac[: self.mac_length], newline=False)
+        return said[:COOKIE_LENGTH] + body.translate(_URL_SAFE, b"=")
 
 
 # RFC 4648 section 5: "-" and "_" in the place of "+" and "/".
@@ -156,6 +165,8 @@ _URL_SAFE = bytes.maketrans(b"+/", b"-_")
 _STANDARD = bytes.maketrans(b"-_", b"+/")
 
 
-def _pack(client: Address) -> bytes:
+def _unsaid(made: int, client: Address) -> bytes:
+    """Return what the MAC covers beside the nonce: how often the time has begun again, the host."""
     # A host has one text form (RFC 5952).  It stands last, so nothing is ambiguous.
-    return client.port.to_bytes(2, "big") + client.host.partition("%")[0].encode()
+    host = client.host.partition("%")[0].encode()
+    return (made // _PERIOD & 0xFFFFFFFFFF).to_bytes(5, "big") + host

@@ -37,7 +37,10 @@ from stun.tcp import ACCEPTS, PENDING_MARK, Listener, State, Stream, StreamEnded
 from stun.tls import ServerTls
 
 LINGER: Final = 5 * SECOND
-"""How long a stream that the machine shut may still need to get rid of its last bytes."""
+"""How long a stream that the machine shut may still need to get rid of its last bytes, and its peer
+to close it, too."""
+LEAVING: Final = 1024
+"""Streams that may be about to do so at once: for one more the oldest is closed."""
 HANDSHAKE: Final = 10 * SECOND
 """How long an accepted connection may take to say what it is, and for its TLS handshake."""
 HANDSHAKES: Final = 512
@@ -104,8 +107,8 @@ class Streams:
         self._proxies = {port: Networks(trusted) for port, trusted in (proxies or {}).items()}
         self._listeners: dict[Handle, _Served] = {}
         self._streams: dict[Handle, Stream] = {}
-        # Streams that the machine has let go of and whose last bytes are still on their way.  In
-        # this table and the next two the earliest is first, as what is added waits equally long.
+        # Streams that the machine has let go of and whose ends are not both closed yet.  In this
+        # table and the next two the earliest is first, as what is added waits equally long.
         self._leaving: dict[Stream, Instant] = {}
         # Accepted streams of which the machine does not know: it is not clear yet what they are, or
         # their TLS handshake goes on.
@@ -128,7 +131,7 @@ class Streams:
         for stream in [*_due(self._entering, now)]:
             self._ended(stream, StreamEnded(Cause.TIMED_OUT, "took too long"))
         for stream in [*_due(self._leaving, now)]:
-            self._let_go(stream, reset=True)
+            self._let_go(stream, reset=stream.wants_write)
         for served in [*_due(self._paused, now)]:
             del self._paused[served]
             self._watch_listener(served)
@@ -220,13 +223,13 @@ class Streams:
             Accepted(stream.listener, stream.handle, stream.local, stream.remote, stream.is_secure)
         )
 
-    def _enter(self, stream: Stream, entrance: Entrance) -> bytes:
-        """Learn what a stream is; return what has come on it, if it turns out to be plain."""
+    def _enter(self, stream: Stream, entrance: Entrance) -> None:
+        """Learn what a stream is."""
         assert stream.listener is not None
         data = stream.read_first()
         decision = None if data is None else entrance.feed(data)
         if decision is None:
-            return b""
+            return
         if isinstance(decision, Refused):
             stream.say(decision.last_words)
             raise StreamEnded(Cause.OTHER, decision.reason)
@@ -241,10 +244,9 @@ class Streams:
                     raise StreamEnded(Cause.TLS_FAILED, NO_CERTIFICATE)
                 context = self._server_tls.streams
             stream.use_tls(context, data=decision.data)
-            return b""
-        stream.state = State.OPEN
-        self._announce(stream)
-        return decision.data
+        else:
+            stream.open_with(decision.data)
+            self._announce(stream)
 
     # TCP streams. ---------------------------------------------------------------------------------
 
@@ -271,7 +273,9 @@ class Streams:
         self._watch_stream(stream)
 
     def _watch_stream(self, stream: Stream) -> None:
-        deaf = stream.state is State.CONNECTING or stream.held or _is_held_back(stream)
+        deaf = stream.state is State.CONNECTING or (
+            stream.state is State.OPEN and (stream.held or _is_held_back(stream))
+        )
         interest = (not deaf, stream.wants_write)
         if stream.interest != interest:
             stream.interest = interest
@@ -291,21 +295,21 @@ class Streams:
         except StreamEnded as end:
             self._ended(stream, end)
         else:
-            if stream in self._leaving and not stream.wants_write:
-                self._let_go(stream)
-            elif stream.state is not State.CLOSED and stream not in self._leaving:
-                if stream.congested and not stream.wants_write:
-                    stream.congested = False
-                    self._core.tell(Relieved(stream.handle))
-                if self._is_ours(stream):  # still, after what the machine did about that
-                    self._watch_stream(stream)
+            if stream.congested and not stream.wants_write:
+                stream.congested = False
+                self._core.tell(Relieved(stream.handle))
+            if self._is_ours(stream):  # still, after what the machine did about that
+                self._watch_stream(stream)
         self._core.settle()
 
     def _stream_readable(self, stream: Stream) -> None:
-        data: bytes | None = b""
+        self._read(stream)
+        self._core.settle()
+
+    def _read(self, stream: Stream) -> None:
         try:
             if stream.entrance is not None:
-                data = self._enter(stream, stream.entrance)
+                self._enter(stream, stream.entrance)
             if stream.state is State.HANDSHAKE and stream.handshake():
                 if stream.listener is None:
                     self._core.tell(Connected(stream.handle, stream.local, stream.remote))
@@ -313,20 +317,17 @@ class Streams:
                     self._announce(stream)
             # What the machine does about one piece may shut the stream, or hold it.
             while stream.state is State.OPEN and not stream.held:
-                data = data or stream.read()
+                data = stream.read()
                 if data is None:
                     break
-                if stream not in self._leaving:  # nobody is left to tell otherwise
-                    self._core.tell(Arrived(stream.handle, data))
+                self._core.tell(Arrived(stream.handle, data))
                 if stream.end is None:
                     break  # one read a wake-up, so that others get their turn
-                data = None
         except StreamEnded as end:
             self._ended(stream, end)
         else:
             if self._is_ours(stream):
                 self._watch_stream(stream)
-        self._core.settle()
 
     def _is_ours(self, stream: Stream) -> bool:
         return self._streams.get(stream.handle) is stream
@@ -337,9 +338,10 @@ class Streams:
         if stream is None:  # it may have ended while the order was queued
             return
         stream.held = order.held
-        if stream.end is not None and not stream.held:
-            # TLS had met the end behind the bytes that made the machine hold the stream.
-            self._ended(stream, stream.end)
+        if stream.has_unread and not stream.held:
+            # What came with the end of the handshake, or the end behind the bytes that made the
+            # machine hold the stream.
+            self._read(stream)
         else:
             self._watch_stream(stream)
 
@@ -363,11 +365,10 @@ class Streams:
 
     def _ended(self, stream: Stream, end: StreamEnded) -> None:
         """Take the end of a stream, and tell the machine if the stream is still its own."""
-        known, was = self._is_ours(stream), stream.state
-        entering = stream.listener is not None and was in _ENTERING
-        if not known:
-            self._let_go(stream)
+        if not self._is_ours(stream):
             return
+        was = stream.state
+        entering = stream.listener is not None and was in _ENTERING
         del self._streams[stream.handle]
         if end.cause is Cause.END_OF_STREAM:
             # RFC 5246 section 7.2.1: "MUST respond with a close_notify alert of its own".
@@ -383,10 +384,35 @@ class Streams:
         what = "TLS handshake failed" if was is State.HANDSHAKE else "not accepted"
         self.counts[f"{what}: {end.detail or end.cause.value}"] += 1
 
+    # Streams that the machine has let go of. ------------------------------------------------------
+
     def _leave(self, stream: Stream) -> None:
+        if len(self._leaving) >= LEAVING:
+            oldest = next(iter(self._leaving))
+            self._let_go(oldest, reset=oldest.wants_write)
         self._leaving[stream] = self._reactor.now() + LINGER
-        stream.interest = (False, True)
-        self._reactor.watch(stream.sock.fileno(), None, lambda: self._stream_writable(stream))
+        stream.leave()
+        self._watch_leaving(stream)
+
+    def _watch_leaving(self, stream: Stream) -> None:
+        self._reactor.watch(
+            stream.sock.fileno(),
+            None if stream.finished else lambda: self._leaving_ready(stream, stream.discard),
+            (lambda: self._leaving_ready(stream, stream.see_off)) if stream.wants_write else None,
+        )
+
+    def _leaving_ready(self, stream: Stream, go_on: Callable[[], bool]) -> None:
+        before = stream.finished, stream.wants_write
+        try:
+            done = go_on()
+        except StreamEnded:
+            self._let_go(stream, reset=True)
+        else:
+            if done:
+                self._let_go(stream)
+            elif before != (stream.finished, stream.wants_write):
+                self._watch_leaving(stream)
+        self._core.settle()
 
     def _let_go(self, stream: Stream, *, reset: bool = False) -> None:
         self._leaving.pop(stream, None)
@@ -402,7 +428,7 @@ class Streams:
         handle = order.handle
         if (stream := self._streams.pop(handle, None)) is not None:
             stream.farewell()
-            if stream.state is State.OPEN and stream.wants_write and not order.reset:
+            if stream.state is State.OPEN and not order.reset:
                 self._leave(stream)
             else:
                 self._let_go(stream, reset=order.reset)

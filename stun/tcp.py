@@ -46,11 +46,14 @@ PENDING_MARK: Final = 1 << 16
 """Octets that may wait for a peer that reads slowly before the stream counts as congested."""
 PENDING_LIMIT: Final = 1 << 20
 """Octets kept for a peer that does not read; one more and the stream is closed."""
+DISCARD_LIMIT: Final = 1 << 20
+"""Octets read and thrown away of a peer that goes on sending when the stream is closed."""
 KEEPALIVE: Final = (120, 30, 4)
 """Seconds until the peer of a silent accepted connection is asked for a sign of life, seconds
 between questions, and how many go unanswered before it counts as gone."""
 
 _LINUX = sys.platform == "linux"
+_DISCARDED = bytearray(1 << 16)  # what nobody wants is read into; nothing reads it
 _SO_ATTACH_FILTER = 26  # <asm-generic/socket.h>
 _IP_BIND_ADDRESS_NO_PORT = 24  # <linux/in.h>
 
@@ -72,6 +75,8 @@ class State(Enum):
     """Accepted, and not known yet what it is: see :mod:`stun.entrance`."""
     HANDSHAKE = auto()
     OPEN = auto()
+    LEAVING = auto()
+    """Nobody wants what comes any more; what was written is still on its way to the peer."""
     CLOSED = auto()
 
 
@@ -170,6 +175,8 @@ class Stream:
     """
 
     __slots__ = (
+        "_discarded",
+        "_early",
         "_incoming",
         "_outgoing",
         "_pending",
@@ -178,6 +185,7 @@ class Stream:
         "congested",
         "end",
         "entrance",
+        "finished",
         "handle",
         "held",
         "interest",
@@ -209,11 +217,14 @@ class Stream:
         self.held: bool | None = None
         """What the machine said last: to read or not to; ``None`` if it has left it to the driver.
         """
-        """Whether the machine wants nothing read."""
         self.congested = False
         """Whether what waits has passed :data:`PENDING_MARK` and not been sent yet."""
         self.interest = (False, False)
         """What the reactor watches the descriptor for: reading, writing."""
+        self.finished = False
+        """Whether a leaving stream's peer has said all it had to say."""
+        self._discarded = 0
+        self._early = b""
         self._read_size = READ_SIZE
         self._pending = bytearray()
         self._tls: ssl.SSLObject | None = None
@@ -363,8 +374,22 @@ class Stream:
             raise StreamEnded(Cause.END_OF_STREAM)
         return data
 
+    def open_with(self, data: bytes) -> None:
+        """Be a plain stream, of which ``data`` has been read already."""
+        self._early = data
+        self.state = State.OPEN
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether there is something to read of which the socket does not tell."""
+        waits = self._incoming is not None and self._incoming.pending > 0
+        return bool(self._early) or self.end is not None or waits
+
     def read(self) -> bytes | None:
         """Return bytes that came, or ``None`` when there are none for now."""
+        if self._early:
+            early, self._early = self._early, b""
+            return early
         if self._tls is None:
             return self.read_first()
         assert self._incoming is not None
@@ -376,7 +401,9 @@ class Stream:
                     return data
             elif not self._take_records():
                 return None
-        raise self.end
+        # A new one, as what is raised refers to this frame: the stream, with all that OpenSSL keeps
+        # for it, would refer to itself and stay until the garbage collector comes by.
+        raise StreamEnded(self.end.cause, self.end.detail)
 
     def _plaintext(
         self, tls: ssl.SSLObject, incoming: ssl.MemoryBIO
@@ -454,6 +481,44 @@ class Stream:
                     self._tls.unwrap()
                 finally:
                     self._send_records()
+
+    # Leaving: what was written gets through, what comes is thrown away. ---------------------------
+
+    def leave(self) -> None:
+        """Take no more part, but see what was written off.
+
+        RFC 1122 4.2.2.13: a host that closes while there is, or comes, what it has not read sends
+        RST, and that RST may destroy what the peer has not read yet; RFC 9112 section 9.6 tells of
+        the same for HTTP.  So the stream is closed for writing first, and read until the peer has
+        closed it, too: nobody is left then who could lose anything.
+        """
+        self.state = State.LEAVING
+        self._end_writing()
+
+    def see_off(self) -> bool:
+        """Send what is kept, then FIN; say whether that is all there was to do."""
+        self.flush()
+        self._end_writing()
+        return self.finished and not self._pending
+
+    def _end_writing(self) -> None:
+        if not self._pending:
+            with contextlib.suppress(OSError):  # the peer may be gone
+                self.sock.shutdown(socket.SHUT_WR)
+
+    def discard(self) -> bool:
+        """Read what came, and throw it away; say whether that is all there was to do."""
+        try:
+            size = self.sock.recv_into(_DISCARDED)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise StreamEnded(cause_of_stream(error), detail_of(error)) from None
+        self._discarded += size
+        if self._discarded > DISCARD_LIMIT:
+            raise StreamEnded(Cause.OTHER, "the peer goes on sending")
+        self.finished = not size
+        return self.finished and not self._pending
 
     def close(self, *, reset: bool = False) -> None:
         """Close the descriptor, with FIN or with RST."""

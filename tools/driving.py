@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -10,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stun import aio, blocking
-from stun.sansio import Arrived, Handle, Instant, Output, Received, SocketEvent
+from stun.sansio import Address, Arrived, Handle, Instant, Output, Received, SocketEvent
 
 PATIENCE = 10.0
 """Seconds that a scenario may take."""
@@ -118,3 +120,46 @@ class Runner:
                 driver.flush()
             self.counters = dict(driver.counters)
             return bool(done())
+
+
+def free_port() -> int:
+    """Return a TCP port of loopback that nobody has."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def beside(
+    run: Runner,
+    machine: Recorder,
+    peer: Callable[[], None],
+    done: Callable[[], object],
+    **options: object,
+) -> None:
+    """Run a blocking peer in a thread beside the driver, and raise here what it raises."""
+    failures: list[BaseException] = []
+
+    def guarded() -> None:
+        try:
+            peer()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=guarded)
+
+    def begin(_: int) -> None:
+        run.driver.flush()  # the listener is there before anybody comes
+        thread.start()
+
+    try:
+        run(machine, lambda: failures or done(), begin=begin, **options)
+    finally:
+        thread.join(PATIENCE)
+    if failures:
+        raise failures[0]
+
+
+def connect(address: Address) -> socket.socket:
+    """Return a blocking connection."""
+    return socket.create_connection(address, PATIENCE)

@@ -18,6 +18,7 @@ import asyncio
 import json
 import random
 import secrets
+import signal
 import sys
 import tempfile
 import time
@@ -261,6 +262,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="where to write the samples and the checks")
     parser.add_argument("--corpus", type=Path, help="a folder with octets to mutate")
     options = parser.parse_args()
+    # Whoever ends this one early ends turnd and the workers with it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     console = Console(soft_wrap=True)
     seed = secrets.randbelow(1 << 32) if options.seed is None else options.seed
     console.print(f"seed {seed}: --seed {seed} does the same again", highlight=False)

@@ -25,6 +25,9 @@ PATIENCE: Final = 4.0
 """Seconds that an echo may take, on a machine that has other things to do."""
 PREFIXES: Final = 50
 """Networks that honest clients come from: 127.10.0.0/24 and so on."""
+HOSTS: Final = 20
+"""Addresses in each.  There are a thousand in all, so that whatever the server keeps by address, in
+tables of some thousand entries, it has soon kept for all of them."""
 SIZES: Final = (8, 9, 10, 11, 60, 160, 160, 1200, 1400)
 BURST: Final = 48
 """Datagrams at once now and then: enough for a flow to get a socket of its own in the server."""
@@ -39,7 +42,6 @@ class Echoes:
         self._relay = relay
         self._rng = rng
         self._tally = tally
-        self.kind = ""
         self._said: set[tuple[bytes, Address]] = set()
 
     def word(self) -> bytes:
@@ -54,8 +56,6 @@ class Echoes:
         for attempt in range(ATTEMPTS):
             if attempt:
                 self._tally.counts["echoes that were lost or late"] += len(words)
-                over = self._relay.server.transport.value
-                self._tally.counts[f"LATE {over} {number} {self.kind}"] += len(words)
             for word in words:
                 self._relay.send(word, peer, **options)
             await self._relay.drain()
@@ -110,9 +110,7 @@ class Client:
     def _connect(self, transport: Transport, *, ipv6: bool, **options: Any) -> Any:
         rng = self._rng
         if not ipv6:
-            # By prefix, as the server's budgets for strangers are.
-            host = f"127.10.{self._place % PREFIXES}.{rng.randrange(1, 255)}"
-            options.setdefault("local", Address(host, 0))
+            options.setdefault("local", Address(self._host(), 0))
         if rng.random() < 0.2:
             options.setdefault("lifetime", rng.choice(self._job.lifetimes))
         self._tally.counts[f"allocations over {transport.value}"] += 1
@@ -124,6 +122,10 @@ class Client:
             timeout=30,
             **options,
         )
+
+    def _host(self) -> str:
+        # By prefix, as the server's budgets for strangers are.
+        return f"127.10.{self._place % PREFIXES}.{self._rng.randrange(1, HOSTS + 1)}"
 
     def _transport(self) -> Transport:
         common = (Transport.UDP, Transport.UDP, Transport.TCP)
@@ -159,14 +161,16 @@ class Client:
             echoes = Echoes(relay, rng, self._tally)
             if rng.random() < 0.3:
                 await relay.bind(rng.choice(peers))
-            echoes.kind = str(options)
             said = {"dont_fragment": True} if "dont_fragment" in options else {}
             async for _ in self._sentences(end, stopping):
-                number = BURST if rng.random() < 0.03 else rng.choice((1, 1, 1, 4))
-                await echoes.exchange(number, rng.choice(peers), **said)
+                number, peer = rng.choice((1, 1, 1, 4)), rng.choice(peers)
+                if rng.random() < 0.03:
+                    # The client keeps few datagrams that wait for a permission.
+                    number = BURST
+                    await relay.permit(peer)
+                await echoes.exchange(number, peer, **said)
                 if "mobility" in options and not ipv6 and rng.random() < 0.2:
-                    host = f"127.10.{self._place % PREFIXES}.{rng.randrange(1, 255)}"
-                    await relay.move((host, 0))
+                    await relay.move((self._host(), 0))
                     self._tally.counts["moves"] += 1
                 elif rng.random() < 0.02:
                     await relay.refresh()

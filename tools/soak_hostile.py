@@ -90,15 +90,11 @@ class Hostile:
             async with asyncio.timeout(seconds):
                 await self._stopping.wait()
 
-    def _must_drop(self, reason: DropReason | None, times: int = 1) -> None:
-        if reason is not None:
-            self._tally.counts[f"must drop: {reason.name.lower()}"] += times
-
     # Where from. ----------------------------------------------------------------------------------
 
     def _source(self) -> str:
-        # Some twenty prefixes, none of which an honest client is in.
-        return f"127.66.{self._rng.randrange(20)}.{self._rng.randrange(1, 255)}"
+        # From prefixes that no honest client is in.
+        return f"127.66.{self._rng.randrange(20)}.{self._rng.randrange(1, 21)}"
 
     def _socket(self, kind: socket.SocketKind, *, ipv6: bool = False) -> socket.socket:
         sock = socket.socket(socket.AF_INET6 if ipv6 else socket.AF_INET, kind)
@@ -134,12 +130,13 @@ class Hostile:
         host = "::1" if ipv6 else "127.0.0.1"
         with self._socket(socket.SOCK_DGRAM, ipv6=ipv6) as sock:
             for _ in range(rng.randrange(1, 40)):
-                # Honest clients share the one prefix that IPv6 has here, and the octets that a
-                # prefix may be answered: only what draws no answer comes from there.
+                # Honest clients share the one address that IPv6 has here, the octets that a prefix
+                # may be answered, and, with those who vanished, the ports: only what draws no
+                # answer in any case comes from there.
                 octets = self._shots.dropped() if ipv6 else self._shots.any()
                 sock.sendto(octets, (host, self._job.port))
                 self._tally.counts["datagrams sent"] += 1
-                self._must_drop(fate(octets))
+                must_drop(self._tally, fate(octets))
 
     async def flood(self) -> None:
         """Send requests from one source, faster than it may be answered."""
@@ -147,7 +144,7 @@ class Hostile:
             for at in range(600):
                 octets = self._shots.allocate() if at % 2 else self._shots.message()
                 sock.sendto(octets, ("127.0.0.1", self._job.port))
-                self._must_drop(fate(octets))
+                must_drop(self._tally, fate(octets))
                 if at % 20 == 0:
                     await asyncio.sleep(0.005)
             self._tally.counts["datagrams sent"] += 600
@@ -193,7 +190,7 @@ class Hostile:
                 self._tally.failed(f"a stream that breaks its framing stays open: {octets.hex()}")
                 return
         for reason, times in fates.items():
-            self._must_drop(reason, times)
+            must_drop(self._tally, reason, times)
 
     async def _in_pieces(self, writer: asyncio.StreamWriter, octets: bytes) -> None:
         at = 0
@@ -213,7 +210,7 @@ class Hostile:
                 writer.write(octets)
                 async with asyncio.timeout(15):
                     await reader.read(4096)
-                self._must_drop(stream_fate(octets))
+                must_drop(self._tally, stream_fate(octets))
             writer.write(self._shots.half())
             await writer.drain()
             end = rng.randrange(4)
@@ -258,7 +255,7 @@ class Hostile:
                     while await reader.read(4096):
                         pass
             for reason, times in fates.items():
-                self._must_drop(reason, times)
+                must_drop(self._tally, reason, times)
 
     # Those who know a password, or pretend to. ----------------------------------------------------
 
@@ -280,28 +277,40 @@ class Hostile:
 
     async def rude(self) -> None:
         """Have an allocation, ask for what is not allowed, and vanish."""
-        await asyncio.to_thread(self._rude, random.Random(self._rng.random()))
+        # A tally of its own, since it is in another thread.
+        tally = Tally()
+        try:
+            await asyncio.to_thread(self._rude, random.Random(self._rng.random()), tally)
+        finally:
+            self._tally.counts.update(tally.counts)
+            self._tally.failures += tally.failures
 
-    def _rude(self, rng: random.Random) -> None:
+    def _rude(self, rng: random.Random, tally: Tally) -> None:
         transport = rng.choice(("udp", "tcp", "tls"))
         port = self._job.tls_port if transport == "tls" else self._job.port
         client = RawTurn(Address("127.0.0.1", port), transport, patience=5)
         try:
-            self._misbehave(client, rng)
+            try:
+                client.allocate(lifetime=1)
+            except Refused as refusal:
+                if transport != "udp" or "437" not in str(refusal):
+                    raise
+                # From the port of one that vanished a moment ago, whose allocation lives on.
+                return
+            self._misbehave(client, rng, tally)
             self._vanish(client, rng)
         except Refused as refusal:
-            self._tally.failed(f"a rude client over {transport}: {refusal}")
+            tally.failed(f"a rude client over {transport}: {refusal}")
         finally:
             client.close()
 
-    def _misbehave(self, client: RawTurn, rng: random.Random) -> None:
-        client.allocate(lifetime=1)
+    def _misbehave(self, client: RawTurn, rng: random.Random, tally: Tally) -> None:
         echo = rng.choice(self._job.peers(ipv6=False))
         client.bind(0x4001, echo)
         pad = client.transport != "udp"
         for _ in range(rng.randrange(4)):
             client.sock.sendall(channel_data(0x4002, rng.randbytes(30), pad=pad))
-            self._must_drop(DropReason.NO_CHANNEL)
+            must_drop(tally, DropReason.NO_CHANNEL)
         stranger = Address("192.175.48.20", 7)
         indication = Message.indication(Method.SEND, rng.randbytes(12))
         client.sock.sendall(
@@ -319,9 +328,9 @@ class Hostile:
                 client.request(request)
             except Refused as refusal:
                 if str(code) not in str(refusal):
-                    self._tally.failed(f"instead of {code}: {refusal}")
+                    tally.failed(f"instead of {code}: {refusal}")
             else:
-                self._tally.failed(f"{request} was granted, instead of {code}")
+                tally.failed(f"{request} was granted, instead of {code}")
 
     def _vanish(self, client: RawTurn, rng: random.Random) -> None:
         end = rng.randrange(4)
@@ -335,6 +344,12 @@ class Hostile:
         elif end == 3:
             # An answer to what is on its way finds nobody.
             client.sock.sendall(channel_data(0x4001, bytes(20), pad=True))
+
+
+def must_drop(tally: Tally, reason: DropReason | None, times: int = 1) -> None:
+    """Take note of what the server has to count."""
+    if reason is not None:
+        tally.counts[f"must drop: {reason.name.lower()}"] += times
 
 
 def _client_hello(rng: random.Random) -> bytes:

@@ -22,7 +22,7 @@ from stun.message import Message
 from stun.registry import Class, Method
 from stun.responder import check
 from stun.sansio import Address
-from turn.server.connections import LONGEST_REQUEST
+from turn.server.core import LONGEST_REQUEST
 
 EXACT: Final = (
     DropReason.TOO_SHORT,
@@ -54,6 +54,8 @@ def fate(octets: bytes) -> DropReason | None:
         return None  # DTLS, which has counters of its own
     if 0x40 <= octets[0] < 0x80:
         return DropReason.NO_ALLOCATION
+    if len(octets) > LONGEST_REQUEST:
+        return DropReason.TOO_LONG
     try:
         message = decode(octets)
     except DecodeError as error:
@@ -135,10 +137,10 @@ class Shots:
         return self._rng.choice(self._makers)()
 
     def dropped(self) -> bytes:
-        """Return one that draws no answer."""
+        """Return one that draws no answer, whether its source has an allocation or not."""
         while True:
             octets = self.any()
-            if fate(octets) is not None:
+            if fate(octets) not in (None, DropReason.NO_ALLOCATION):
                 return octets
 
     def message(self) -> bytes:
@@ -190,7 +192,7 @@ class Shots:
     # One kind each. -------------------------------------------------------------------------------
 
     def _noise(self) -> bytes:
-        return self._rng.randbytes(self._rng.choice((0, 1, 3, 4, 19, 20, 21, 200, 1400)))
+        return self._rng.randbytes(self._rng.choice((0, 1, 3, 4, 19, 20, 21, 200, 1400, 5000)))
 
     def _mutated(self) -> bytes:
         rng = self._rng

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -22,8 +23,10 @@ from tools.certificate import write_self_signed
 from tools.soak_worker import NAME, PASSWORD, REALM, ROOT, USERS
 
 HOSTS: Final = ("127.0.0.1", "::1")
+LISTENER_PORTS: Final = (10_000, 19_000)
 RELAY_PORTS: Final = (20_000, 29_999)
-"""Below the ports that the kernel gives to sockets of its own choice."""
+"""Both below the ports that the kernel gives to sockets by itself: nobody else's strays come here,
+and are counted."""
 _TICKS = os.sysconf("SC_CLK_TCK")
 _SAMPLE = re.compile(r"(?P<name>\w+)(?:\{(?P<labels>[^}]*)\})? (?P<value>\S+)")
 
@@ -53,7 +56,7 @@ class Sample:
 class Turnd:
     """A turnd with every kind of listener, on loopback."""
 
-    program = ("-m", "turn.cli")
+    program = ("-m", "turn.daemon.cli")
 
     def __init__(self, place: Path, *, lifetime: int, idle: int) -> None:
         self.place = place
@@ -242,10 +245,9 @@ def total(found: Mapping[str, float], name: str) -> float:
 def free_ports(number: int) -> list[int]:
     """Return ports that are free on every host, for UDP and TCP."""
     for _ in range(100):
-        with ExitStack() as stack, socket.socket() as probe:
-            probe.bind((HOSTS[0], 0))
-            first = probe.getsockname()[1]
-            ports = [first + more for more in range(1, number + 1)]
+        with ExitStack() as stack:
+            first = LISTENER_PORTS[0] + secrets.randbelow(LISTENER_PORTS[1] - LISTENER_PORTS[0])
+            ports = [first + more for more in range(number)]
             try:
                 for host in HOSTS:
                     family = socket.AF_INET6 if ":" in host else socket.AF_INET

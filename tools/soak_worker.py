@@ -14,6 +14,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -109,16 +110,20 @@ async def _work(body: Body, job: Job) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
 
     async def report() -> None:
-        while True:
-            await asyncio.sleep(1)
-            tally.tell()
+        try:
+            while True:
+                await asyncio.sleep(1)
+                tally.tell()
+        except BrokenPipeError:  # nobody is left to tell
+            stopping.set()
 
     reporter = asyncio.create_task(report())
     try:
         await body(job, tally, random.Random(job.seed), stopping)
     finally:
         reporter.cancel()
-        tally.tell()
+        with suppress(BrokenPipeError):
+            tally.tell()
 
 
 def main() -> None:

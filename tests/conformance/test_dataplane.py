@@ -134,12 +134,12 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
 class Host:
     """A client or a peer."""
 
-    def __init__(self, rig: Rig) -> None:
+    def __init__(self, rig: Rig, address: Address | None = None) -> None:
         family = socket.AF_INET6 if rig.server.is_ipv6 else socket.AF_INET
         self._rig = rig
         self.sock = socket.socket(family, socket.SOCK_DGRAM)
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
-        self.sock.bind((rig.server.host, 0))
+        self.sock.bind(address or (rig.server.host, 0))
         self.sock.setblocking(False)
         rig.sockets.append(self.sock)
         self.address = Address(*self.sock.getsockname()[:2])
@@ -370,19 +370,58 @@ def segmented(sock: socket.socket, data: bytes, size: int, to: Address) -> None:
 
 
 @pytest.mark.skipif(not hasattr(select, "epoll"), reason="Linux's")
-def test_datagrams_that_the_kernel_joined_are_cut_again(old_or_new: Bound) -> None:
+@pytest.mark.parametrize(("size", "count"), [(500, 31), (100, 64), (10, 100), (1300, 49)])
+def test_datagrams_that_the_kernel_joined_are_cut_again(
+    old_or_new: Bound, size: int, count: int
+) -> None:
     bound, rig = old_or_new, old_or_new.rig
-    parts = [bytes([n]) * 500 for n in range(30)] + [b"last"]
+    parts = [bytes([n]) * size for n in range(count - 1)] + [b"last"]
     frames = [channel_data(CHANNEL, part) for part in parts]
     for _ in range(100):  # the first ones may not be joined yet
-        segmented(bound.client.sock, b"".join(frames), 504, rig.server)
+        segmented(bound.client.sock, b"".join(frames), size + 4, rig.server)
         assert bound.peer.payloads() == parts
-        segmented(bound.peer.sock, b"".join(parts), 500, bound.relay)
+        segmented(bound.peer.sock, b"".join(parts), size, bound.relay)
         assert bound.client.payloads() == frames
         for _ in range(4):
             bound.talk(b"one by one")
     assert rig.punted == []
     assert bound.meter.usage.packets_from_client == bound.meter.usage.packets_to_client
+
+
+@pytest.mark.skipif(not hasattr(select, "epoll"), reason="Linux's")
+def test_joined_datagrams_are_passed_up_one_by_one_after_the_end(old_or_new: Bound) -> None:
+    bound, rig = old_or_new, old_or_new.rig
+    parts = [bytes([n]) * 100 for n in range(10)]
+    frames = [channel_data(CHANNEL, part) for part in parts]
+    for _ in range(100):
+        segmented(bound.peer.sock, b"".join(parts), 100, bound.relay)
+        assert bound.client.payloads() == frames
+    rig.plane.install(bound.route, rig.now())
+    segmented(bound.peer.sock, b"".join(parts), 100, bound.relay)
+    segmented(bound.client.sock, b"".join(frames), 104, rig.server)
+    assert bound.client.received() == []
+    assert bound.peer.received() == []
+    assert sorted(packet.data for packet in rig.punted) == sorted(parts + frames)
+
+
+@pytest.mark.skipif(not hasattr(select, "epoll"), reason="Linux's")
+def test_joined_datagrams_are_cut_where_an_error_came_with_them(old_or_new: Bound) -> None:
+    bound, rig = old_or_new, old_or_new.rig
+    parts = [bytes([n]) * 100 for n in range(10)]
+    frames = [channel_data(CHANNEL, part) for part in parts]
+    for _ in range(100):
+        segmented(bound.peer.sock, b"".join(parts), 100, bound.relay)
+        assert bound.client.payloads() == frames
+    gone = bound.peer.address
+    bound.peer.sock.close()
+    bound.client.send(channel_data(CHANNEL, b"anybody there?"), rig.server)
+    rig.run()
+    bound.client.send(channel_data(CHANNEL, b"and now?"), rig.server)
+    peer = bound.peer = Host(rig, gone)
+    rig.run()
+    for _ in range(3):
+        segmented(peer.sock, b"".join(parts), 100, bound.relay)
+        assert bound.client.payloads() == frames
 
 
 @pytest.mark.skipif(not hasattr(select, "epoll"), reason="Linux's")
@@ -409,7 +448,7 @@ def test_usage_counts_packets_and_octets_of_payload(old_or_new: Bound) -> None:
     assert usage.dropped == 0
 
 
-@pytest.mark.parametrize("way", ["to the peer", "to the client"])
+@pytest.mark.parametrize("way", ["forwarded to peers", "forwarded to clients"])
 def test_what_is_over_the_rate_is_dropped_and_counted(rig: Rig, way: str) -> None:
     bound = Bound(rig)
     bound.make_busy()
@@ -419,11 +458,15 @@ def test_what_is_over_the_rate_is_dropped_and_counted(rig: Rig, way: str) -> Non
     bound.route = Route(bound.key, bound.relay, bound.peer.address, meter)
     rig.plane.install(bound.route, rig.now() + MINUTE)
     for _ in range(200):
-        if way == "to the peer":
+        if way == "forwarded to peers":
             bound.client.send(channel_data(CHANNEL, b"payload"), rig.server)
         else:
             bound.peer.send(b"payload", bound.relay)
+    before = rig.plane.counters()
     arrived = len(bound.peer.received()) + len(bound.client.received())
+    after = rig.plane.counters()
+    for words in ("forwarded to peers", "forwarded to clients"):
+        assert after[words] - before[words] == (arrived if words == way else 0)
     assert 0 < arrived <= 60
     assert usage.dropped == 200 - arrived
     assert usage.packets_from_client + usage.packets_to_client == arrived

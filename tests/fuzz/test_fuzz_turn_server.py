@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tools.fuzz.target_turn_server import check_script, scripts
+from tools.fuzz.target_turn_server import check_script
+from tools.fuzz.turn_server_scene import scripts
 
 CHAINS = 500
 CHOICES = (6, 7, 8, 9, 9, 11, 12, 13, 14, 15, 16, 17, 19, 20, 21, 22, 23, 1, 2, 5)

@@ -54,7 +54,9 @@ def turnd(lab: Lab, server: str, tmp_path_factory: pytest.TempPathFactory) -> It
     ]
     with log.open("wb") as out:
         process = lab.server.popen(
-            [sys.executable, "-m", "turn.cli", *arguments], stdout=out, stderr=subprocess.STDOUT
+            [sys.executable, "-m", "turn.daemon.cli", *arguments],
+            stdout=out,
+            stderr=subprocess.STDOUT,
         )
     try:
         wait_for(lab.server, (server, TLS_PORT), process, log)

@@ -37,7 +37,7 @@ class Turnd:
         with self._log.open("wb") as out:
             self._process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "turn.cli", "--log-format", "json"),
+                    *(sys.executable, "-m", "turn.daemon.cli", "--log-format", "json"),
                     *("--listen", f"tcp://{HOST}:{self.port}"),
                     *("--listen", f"tls://{HOST}:{self.tls_port}"),
                     *("--cert", str(certificate), "--realm", "example", "--user", "alice:sesame"),

@@ -47,7 +47,7 @@ def started(log: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """Run turnd until the block ends; it must end as it is told, with status 0."""
     with log.open("w") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "turn.cli", "--log-level", "debug", *arguments],
+            [sys.executable, "-m", "turn.daemon.cli", "--log-level", "debug", *arguments],
             stdout=out, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
         try:

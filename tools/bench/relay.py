@@ -109,7 +109,15 @@ def turnd_command(ports: Ports, directory: Path) -> list[str]:
         TURND.format(host=HOST, port=ports.plain, tls=ports.tls, pem=pem, realm=REALM,
                      user=USER, password=PASSWORD, admin=directory / "admin")
     )  # fmt: skip
-    return [sys.executable, "-m", "turn.cli", "--config", str(config), "--log-level", "error"]
+    return [
+        sys.executable,
+        "-m",
+        "turn.daemon.cli",
+        "--config",
+        str(config),
+        "--log-level",
+        "error",
+    ]
 
 
 def coturn_command(ports: Ports, directory: Path) -> list[str]:

@@ -16,6 +16,7 @@ from typing import Final, TypeAlias
 from stun.icmp import keep_errors
 from stun.sansio import Address, Handle, Instant, Security
 from stun.sockaddr import family_of, from_sockaddr, to_sockaddr
+from stun.udp import SEND_REASONS
 from turn.dataplane.base import Route
 from turn.dataplane.mmsg import (
     LARGEST,
@@ -282,3 +283,18 @@ def as_received(address: Address) -> SockAddr:
     sockaddr = to_sockaddr(address)
     host = socket.inet_ntop(socket.AF_INET6, socket.inet_pton(socket.AF_INET6, sockaddr[0]))
     return (host, address.port, 0, sockaddr[3] if len(sockaddr) == 4 else 0)
+
+
+def descriptors() -> int:
+    """Return how many descriptors this process may have."""
+    if sys.platform == "win32":
+        return 512
+    import resource
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return soft if soft >= 0 else 1 << 20
+
+
+def why(code: int) -> str:
+    """Say in words what an ``errno`` of a send means."""
+    return SEND_REASONS.get(code) or errno.errorcode.get(code, str(code))

@@ -68,7 +68,9 @@ _CONTROL = struct.Struct("@Nii H0N")
 _CONTROL_LENGTH = struct.calcsize("@Nii H")
 _CONTROL_DATA_AT = struct.calcsize("@Nii")
 _INT = struct.Struct("=i")
+_CHANNEL = struct.Struct("!HH")
 _NAME_ROOM = 32
+_MOST_JOINED = 512  # UDP_MAX_SEGMENTS of the newest kernels is 128
 
 
 def _library() -> tuple[ctypes._NamedFuncPointer, ctypes._NamedFuncPointer] | None:
@@ -136,6 +138,15 @@ def runs(lengths: list[int]) -> list[tuple[int, int]]:
         total += length
     found.append((first, len(lengths) - first))
     return found
+
+
+def split(vector: list[int], segment: int) -> list[int]:
+    """Return where the datagrams are, and how long, of octets that end one every ``segment``."""
+    parts: list[int] = []
+    for address, length in zip(vector[::2], vector[1::2], strict=True):
+        for at in range(0, length, segment):
+            parts += (address + at, min(segment, length - at))
+    return parts
 
 
 # Addresses as the kernel writes them. -------------------------------------------------------------
@@ -217,7 +228,7 @@ class Inbox:
     Slot ``n`` begins with the name (:func:`pack_name`) at ``memory[keys[n]]``, which goes on two
     octets into the datagram: the key of a route.  The datagram is at ``starts[n]``, ``views[n]`` is
     all of its room, ``addresses[n]`` where that is for the kernel.  In an inbox without names there
-    are :data:`HEADROOM` octets before it, and behind it as many for each of :data:`MAX_SEGMENTS`.
+    are :data:`HEADROOM` octets before it, and behind it as many for each that it can be joined of.
     """
 
     __slots__ = ("_controls_at", "_header_at", "_named", "_template", "addresses", "ipv6", "keys",
@@ -230,7 +241,7 @@ class Inbox:
         last one may be shorter), 0 for a slot that does not.  ``None``: no slot does.
         """
         name = NAME_SIZE[ipv6] if named else HEADROOM
-        stride = (_NAME_ROOM + LARGEST + MAX_SEGMENTS * HEADROOM + 31) & ~31
+        stride = (_NAME_ROOM + LARGEST + _MOST_JOINED * HEADROOM + 31) & ~31
         vectors = slots * _HEADER.size
         self._controls_at = vectors + slots * _IOVEC.size
         first = (self._controls_at + slots * _CONTROL.size + 4095) & ~4095
@@ -296,16 +307,47 @@ class Inbox:
         return tuple(sizes)
 
     def parts(self, lengths: tuple[int, ...]) -> Iterator[tuple[int, int, bytes]]:
-        """Yield length, start and key of each datagram that was read from slot 0 on."""
-        memory = self.memory
+        """Return length, start and key of each datagram that was read from slot 0 on."""
         if self.sizes is None:
-            yield from zip(lengths, self.starts, map(memory.__getitem__, self.keys), strict=False)
-            return
-        for n, (length, size) in enumerate(zip(lengths, self.sizes, strict=True)):
+            return zip(lengths, self.starts, map(self.memory.__getitem__, self.keys), strict=False)
+        return self._cut(lengths, self.sizes)
+
+    def _cut(
+        self, lengths: tuple[int, ...], sizes: tuple[int, ...]
+    ) -> Iterator[tuple[int, int, bytes]]:
+        memory = self.memory
+        for n, (length, size) in enumerate(zip(lengths, sizes, strict=True)):
             start, name = self.starts[n], memory[self.names[n]]
             for at in range(start, start + max(length, 1), size or LARGEST):
                 part = min(size or LARGEST, start + length - at)
                 yield part, at, name + memory[at : at + 2]
+
+    def datagrams(self, first: int, lengths: tuple[int, ...]) -> Iterator[bytes]:
+        """Yield each datagram that was read from slot ``first`` on."""
+        sizes = self.sizes or (0,) * len(lengths)
+        for n, (length, size) in enumerate(zip(lengths, sizes, strict=True), first):
+            start = self.starts[n]
+            for at in range(start, start + max(length, 1), size or LARGEST):
+                yield self.memory[at : min(at + (size or LARGEST), start + length)]
+
+    def insert_headers(self, slot: int, length: int, size: int, channel: int) -> list[int]:
+        """Put a header of ChannelData before each part of a slot that holds several datagrams.
+
+        ``length`` is that of them all, ``size`` that of a part.  Returns where the result is, and
+        its length.
+        """
+        memory, start, step = self.memory, self.starts[slot], size + HEADROOM
+        move, write = memory.move, _CHANNEL.pack_into
+        # From the last to the first: each makes room for the headers before it.
+        last = max(length - 1, 0) // size
+        part = length - last * size
+        for n in range(last, 0, -1):
+            at = start + n * step
+            move(at, start + n * size, part)
+            write(memory, at - HEADROOM, channel, part)
+            part = size
+        write(memory, start - HEADROOM, channel, part)
+        return [self.addresses[slot] - HEADROOM, length + (last + 1) * HEADROOM]
 
     def _receive_singly(self, sock: socket.socket, first: int, count: int) -> tuple[int, ...]:
         lengths: list[int] = []
@@ -510,12 +552,8 @@ class Outbox:
 
     def _send_parts(self, message: Message) -> None:
         """Send the datagrams of a message that cannot leave as one."""
-        name, vector, segment, _ = message
-        parts: list[int] = []
-        for address, length in zip(vector[::2], vector[1::2], strict=True):
-            for at in range(0, length, segment):
-                parts += (address + at, min(segment, length - at))
-        self._send_single([name] * (len(parts) // 2), parts)
+        name, vector, segment, datagrams = message
+        self._send_single([name] * datagrams, split(vector, segment))
 
     def _send(self, count: int, sizes: Sequence[int] | None = None) -> list[int]:
         """Send the first ``count`` headers; return the indices of those to be sent singly."""

@@ -19,10 +19,8 @@ Nothing is ever looked at without a bound: per wake-up at most :data:`EVENTS` so
 
 from __future__ import annotations
 
-import errno
 import select
 import socket
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
@@ -45,11 +43,19 @@ from stun.sansio import (
     Undeliverable,
 )
 from stun.sockaddr import cause_of_bind, detail_of, from_sockaddr, is_wildcard, to_sockaddr
-from stun.udp import SEND_REASONS
 from turn.dataplane.base import Route, RouteKey
-from turn.dataplane.flows import CHANNEL, Flow, Listener, Relay, SockAddr, set_dont_fragment
+from turn.dataplane.bursts import take_burst
+from turn.dataplane.flows import (
+    CHANNEL,
+    Flow,
+    Listener,
+    Relay,
+    SockAddr,
+    descriptors,
+    set_dont_fragment,
+    why,
+)
 from turn.dataplane.mmsg import (
-    HEADROOM,
     Inbox,
     pack_name,
     unpack_name,
@@ -67,6 +73,7 @@ PEER_BATCH: Final = 32
 """Datagrams read from one peer in one wake-up."""
 BUSY: Final = 32
 """Packets after which a flow gets a socket of its own."""
+NEVER: Final = 1 << 30
 SETTLING: Final = SECOND
 """How long the source of a packet is still checked on the socket of one flow alone.
 
@@ -75,7 +82,7 @@ at that moment may be queued a little later.
 """
 TURN: Final = SECOND // 1000
 """How long the plane goes on serving what is ready before streams and timers get their turn."""
-DENSE: Final = SECOND // 10_000
+DENSE: Final = SECOND // 4_000
 FEW: Final = 4
 GATHER: Final = 50e-6
 """Seconds of rest after fewer than :data:`FEW` forwarded datagrams, :data:`DENSE` since the last.
@@ -89,7 +96,6 @@ _BARE = bytes.fromhex("0001 0000 2112 a442")
 _BARE_SIZE = 20
 _NAME_V4 = 14
 _IN: Final = getattr(select, "EPOLLIN", 1)
-_write_header = CHANNEL.pack_into
 _names = lru_cache(512)(pack_name)
 
 
@@ -230,8 +236,9 @@ class SocketPlane:
         flow.outgoing.clear()
         flow.listener.outbox.forget(flow)
         del flow.listener.routes[flow.table_key]
-        if flow.relay.flows is not None:
-            flow.relay.flows.pop(flow.peer, None)
+        if flow.relay.flow_of(flow.peer) is flow:
+            assert flow.relay.flows is not None
+            del flow.relay.flows[flow.peer]
         if flow.sock is not None:
             self._unwatch(flow.sock)
             flow.sock.close()
@@ -241,11 +248,12 @@ class SocketPlane:
     def _promote(self, flow: Flow, now: Instant) -> None:
         """Give a busy flow a socket of its own, as long as there are descriptors for others."""
         flow.packets = 0
-        if self._promoted >= _descriptors() // 4:
+        if self._promoted >= descriptors() // 4:
             return
         try:
             flow.connect()
         except OSError:  # no route to the peer, say: it works as before
+            flow.packets = -NEVER
             self._counts["flows that could get no socket of their own"] += 1
             return
         assert flow.sock is not None
@@ -288,31 +296,39 @@ class SocketPlane:
             peers.memory, peers.starts, peers.addresses, peers.views,
         )  # fmt: skip
         write_header = CHANNEL.pack_into
-        slot, last, got = 0, peers.slots - PEER_BATCH, 0
+        slot, last, got, passed = 0, peers.slots - PEER_BATCH, 0, 0
         for fd, mask in events:
             flow = by_fd.get(fd)
             if type(flow) is not Flow:
                 if type(flow) is Listener:
                     self._read_listener(flow, mask)
                 elif type(flow) is Relay:
-                    self._read_relay(flow, mask)
+                    if mask != ready:
+                        self._report_errors(flow.sock, flow.local)
+                    self._read_checked(flow, flow.sock)
                 continue
-            if mask != ready or now < flow.trusted_from or now >= flow.expires:
-                self._read_with_care(flow, mask)
+            sock = flow.sock
+            assert sock is not None
+            if mask != ready:
+                self._report_errors(sock, flow.relay.local)
+                if flow.sock is not sock:
+                    continue
+            if now < flow.trusted_from:
+                self._read_checked(flow.relay, sock)
                 continue
             if slot > last:
                 self._flush_listeners()
                 slot = 0
-            if not flow.pause:
-                slot += self._read_burst(flow, slot, now)
+            if not flow.pause or now >= flow.expires:
+                slot += self._read_burst(flow, sock, slot, now)
                 continue
             flow.pause -= 1
             try:
-                length = flow.sock.recv_into(views[slot])  # type: ignore[union-attr]
+                length = sock.recv_into(views[slot])
             except BlockingIOError:
                 continue
             except OSError:
-                self._read_with_care(flow, mask)
+                self._report_errors(sock, flow.relay.local)
                 continue
             got += 1
             meter = flow.meter
@@ -326,93 +342,33 @@ class SocketPlane:
                 outbox = flow.outbox
                 outbox.names.append(flow.name)
                 outbox.vector += (addresses[slot] - 4, length + 4)
+                passed += 1
                 slot += 1
         self.received += got
-        self.to_clients += got
+        self.to_clients += passed
         self._flush_listeners()
 
-    def _read_burst(self, flow: Flow, slot: int, now: Instant) -> int:
+    def _read_burst(self, flow: Flow, sock: socket.socket, slot: int, now: Instant) -> int:
         """Read several packets of a peer into the slots from ``slot`` on; return how many slots."""
-        peers, sock = self._peers, flow.sock
-        assert sock is not None
+        peers = self._peers
         try:
             lengths = peers.receive(sock, slot, PEER_BATCH)
         except OSError:
             self._report_errors(sock, flow.relay.local)
             return 0
-        packets, sizes = len(lengths), peers.sizes
-        meter, waiting = flow.meter, flow.waiting
-        if lengths and not waiting:
-            flow.outbox.destinations.append(flow)
-        octets = sum(lengths)
-        if sizes is None and octets <= meter.octets and packets <= meter.packets:
-            meter.octets -= octets
-            meter.packets -= packets
-            meter.usage.packets_to_client += packets
-            meter.usage.octets_to_client += octets
-            memory, starts, addresses = peers.memory, peers.starts, peers.addresses
-            channel = flow.channel
-            for n, length in enumerate(lengths, slot):
-                _write_header(memory, starts[n] - 4, channel, length)
-                waiting += (addresses[n] - 4, length + 4)
-        else:
-            packets = 0
-            for n, length in enumerate(lengths, slot):
-                size = 0 if sizes is None else sizes[n - slot]
-                if size:
-                    packets += self._join(flow, n, length, size, now)
-                    continue
-                packets += 1
-                if meter.take(length, now):
-                    meter.usage.packets_to_client += 1
-                    meter.usage.octets_to_client += length
-                    _write_header(peers.memory, peers.starts[n] - HEADROOM, flow.channel, length)
-                    waiting += (peers.addresses[n] - HEADROOM, length + HEADROOM)
+        if now >= flow.expires:
+            for data in peers.datagrams(slot, lengths):
+                if not flow.relay.is_open:
+                    break
+                self._punt(flow.relay, data, flow.peer)
+            return len(lengths)
+        usage = flow.meter.usage
+        before = usage.packets_to_client
+        packets = take_burst(peers, flow, slot, lengths, now)
         self.received += packets
-        self.to_clients += packets
+        self.to_clients += usage.packets_to_client - before
         flow.look_for_bursts(packets, emptied=len(lengths) < PEER_BATCH)
         return len(lengths)
-
-    def _join(self, flow: Flow, slot: int, length: int, size: int, now: Instant) -> int:
-        """Give each datagram of a joined one its header, in place; return how many they are."""
-        peers, meter = self._peers, flow.meter
-        memory, start = peers.memory, peers.starts[slot]
-        count = -(-length // size)
-        passed = count
-        if length <= meter.octets and count <= meter.packets:
-            meter.octets -= length
-            meter.packets -= count
-        else:
-            passed = 0
-            while passed < count and meter.take(min(size, length - passed * size), now):
-                passed += 1
-            if passed < count:  # the first that did not pass is counted already
-                meter.usage.dropped += count - passed - 1
-                length = passed * size
-            if not passed:
-                return count
-        # From the last to the first: each makes room for the headers before it.
-        step, channel, move = size + HEADROOM, flow.channel, memory.move
-        part = length - (passed - 1) * size
-        for n in range(passed - 1, 0, -1):
-            at = start + n * step
-            move(at, start + n * size, part)
-            _write_header(memory, at - 4, channel, part)
-            part = size
-        _write_header(memory, start - HEADROOM, channel, part)
-        meter.usage.packets_to_client += passed
-        meter.usage.octets_to_client += length
-        block = [peers.addresses[slot] - HEADROOM, length + passed * HEADROOM]
-        flow.outbox.joined.append((flow.name, block, size + HEADROOM, passed))
-        return count
-
-    def _read_with_care(self, flow: Flow, mask: int) -> None:
-        """Read what may not be of the flow's peer, or no longer allowed; take note of errors."""
-        sock = flow.sock
-        assert sock is not None
-        if mask != _IN:
-            self._report_errors(sock, flow.relay.local)
-        self._read_checked(flow.relay, sock)
 
     def _flush_listeners(self) -> None:
         for listener in self._listeners.values():
@@ -446,10 +402,10 @@ class SocketPlane:
         self.received += len(lengths)
         for length, start, key in inbox.parts(lengths):
             flow = find(key)
-            if flow is not None and length >= HEADROOM and now < flow.expires:
+            if flow is not None and length >= 4 and now < flow.expires:
                 _, size = read_header(memory, start)
                 # RFC 8656 section 12.5: over UDP "padding is not required but MAY be included".
-                if size <= length - HEADROOM < size + 4:
+                if size <= length - 4 < size + 4:
                     meter = flow.meter
                     meter.octets -= size
                     meter.packets -= 1
@@ -487,24 +443,32 @@ class SocketPlane:
 
     def _send_to_peers(self, flows: list[Flow], now: Instant) -> None:
         """Send what waits for peers.  For a flow that is gone nothing does."""
+        sent, refused = 0, self._refused
         for flow in flows:
-            count = len(flow.outgoing)
-            if count:
-                flow.send(self._refused)
-                self.to_peers += count
-                if flow.sock is None:
+            outgoing, sock = flow.outgoing, flow.sock
+            count = len(outgoing)
+            sent += count
+            if sock is None:
+                if count:
+                    flow.send(refused)
                     flow.packets += count
                     if flow.packets >= BUSY:
                         self._promote(flow, now)
+            elif count == 1:
+                try:
+                    sock.send(outgoing[0])
+                except OSError:
+                    flow.send(refused)
+                else:
+                    outgoing.clear()
+            elif count:
+                flow.send(refused)
+        self.to_peers += sent
 
-    # From peers, where a flow has no socket of its own (yet). -------------------------------------
-
-    def _read_relay(self, relay: Relay, mask: int) -> None:
-        if mask != _IN:
-            self._report_errors(relay.sock, relay.local)
-        self._read_checked(relay, relay.sock)
+    # From peers, where a flow has no socket of its own, or a new one. -----------------------------
 
     def _read_checked(self, relay: Relay, sock: socket.socket) -> None:
+        """Read with regard to who sends, and whether that is still allowed."""
         view = self._inbox.views[0]
         for _ in range(PEER_BATCH):
             if not relay.is_open or sock.fileno() < 0:
@@ -550,7 +514,10 @@ class SocketPlane:
     def _report_errors(self, sock: socket.socket, local: Address) -> None:
         if sock.fileno() < 0:
             return
-        for error in read_errors(sock):
+        errors = read_errors(sock)
+        if not errors:  # none was kept, but one may be pending: it would wake us again and again
+            sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        for error in errors:
             self._asked = True
             self._core.tell(Undeliverable(local, *error))
 
@@ -603,25 +570,11 @@ class SocketPlane:
         for listener in self._listeners.values():
             self._count_outbox(counts, listener)
         for code, count in self._refused.items():
-            counts[f"not sent: {_why(code)}"] += count
+            counts[f"not sent: {why(code)}"] += count
         return counts
 
     @staticmethod
     def _count_outbox(counts: Counter[str], listener: Listener) -> None:
         counts["datagrams sent"] += listener.outbox.sent
         for code, count in listener.outbox.refused.items():
-            counts[f"not sent: {_why(code)}"] += count
-
-
-def _descriptors() -> int:
-    """Return how many descriptors this process may have."""
-    if sys.platform == "win32":
-        return 512
-    import resource
-
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return soft if soft >= 0 else 1 << 20
-
-
-def _why(code: int) -> str:
-    return SEND_REASONS.get(code) or errno.errorcode.get(code, str(code))
+            counts[f"not sent: {why(code)}"] += count

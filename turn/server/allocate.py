@@ -9,6 +9,7 @@ another, a few times.  The request is answered when every slot is decided.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, TypeVar
 
 from stun.attributes import (
@@ -47,6 +48,8 @@ from turn.server.core import Core
 from turn.server.hosting import Request
 from turn.server.lifetimes import Lifetimes
 from turn.server.mobility import Tickets
+from turn.server.policy import tunnel_of
+from turn.server.quota import Refusal
 
 T = TypeVar("T")
 
@@ -61,7 +64,7 @@ ATTEMPTS: Final = 8
 RESERVED_FOR: Final = 30 * SECOND
 """"The server MUST hold this reservation for at least 30 seconds" (RFC 8656 section 7.2)."""
 
-_FAMILIES = {Family.IPV4: False, Family.IPV6: True}
+DRAINING: Final = "the server takes no new allocations"
 
 
 class _Slot:
@@ -69,7 +72,7 @@ class _Slot:
 
     __slots__ = ("attempts", "family", "handle", "local", "places", "problem", "relay")
 
-    def __init__(self, family: Family, places: list[RelayAddress]) -> None:
+    def __init__(self, family: int, places: list[RelayAddress]) -> None:
         self.family = family
         self.places = places
         """Where it may be; the first is tried now."""
@@ -91,8 +94,8 @@ class _Wish:
     __slots__ = ("even", "families", "lifetime", "mobile", "reserve", "tcp", "token", "unserved")
 
     def __init__(self) -> None:
-        self.families: list[Family] = []
-        self.unserved: Family | None = None
+        self.families: list[int] = []
+        self.unserved: int | None = None
         """The family of a dual allocation that this server does not have."""
         self.tcp = False
         self.even = False
@@ -145,7 +148,7 @@ class Allocator:
 
     def allocate(self, request: Request, now: Instant) -> None:
         """Do an Allocate request."""
-        core, key = self._core, request.flow.key
+        core, key = self._core, request.key
         opening = self._openings.get(key)
         if opening is not None:
             if opening.request.message.transaction_id != request.message.transaction_id:
@@ -163,6 +166,7 @@ class Allocator:
         except Refused as refused:
             core.refuse(request, refused.code, refused.detail, now, refused.attributes)
             return
+        self._turn += 1
         slots = [_Slot(family, self._places(family)) for family in wish.families]
         opening = self._openings[key] = _Opening(request, wish, slots, now)
         if wish.token is not None:
@@ -175,9 +179,13 @@ class Allocator:
     def _examine(self, request: Request, now: Instant) -> _Wish:
         """Check the request in the order of section 7.2; raises :class:`Refused`."""
         message, flow, config = request.message, request.flow, self._core.config
+        hosts = self._core.hosts
         wish = _Wish()
+        tunnel = tunnel_of(flow.client.host)
+        if tunnel:
+            raise Refused(ErrorCode.FORBIDDEN, f"from a {tunnel} address")
         # Most requests have few of these, and what is absent need not be searched for.
-        present = dict(message.attributes)
+        present = request.present
 
         def optional(attribute: Attribute[T]) -> T | None:
             return message.get(attribute) if attribute.code in present else None
@@ -227,16 +235,16 @@ class Allocator:
                 raise Refused(
                     ErrorCode.BAD_REQUEST, "ADDITIONAL-ADDRESS-FAMILY with what it excludes"
                 )
-            wish.families = [family for family in _FAMILIES if self._serves(family)]
-            missing = [family for family in _FAMILIES if family not in wish.families]
+            wish.families = [family for family, places in hosts.items() if places]
+            missing = [family for family, places in hosts.items() if not places]
             wish.unserved = missing[0] if missing else None
         else:
             family = Family.IPV4 if asked is None else asked
-            if family not in _FAMILIES or not self._serves(Family(family)):
+            if not hosts.get(family):
                 raise Refused(
                     ErrorCode.ADDRESS_FAMILY_NOT_SUPPORTED, f"address family {family:#04x}"
                 )
-            wish.families = [Family(family)]
+            wish.families = [family]
         return wish
 
     def _examine_mobility(self, ticket: bytes | None) -> bool:
@@ -252,16 +260,26 @@ class Allocator:
     def _admit(self, request: Request, wish: _Wish) -> None:
         """Charge the quotas, twice where a port is to be reserved; raises :class:`Refused`."""
         core, account, host = self._core, request.authentic.account, request.flow.client.host
+        if wish.token is not None:
+            # The port is paid for; whoever redeems it takes the charge over.
+            held = self._reservations[wish.token]
+            self._check(core.quotas.transfer(held.account, held.client_host, account, host))
+            return
         for charged in range(2 if wish.reserve else 1):
             refusal = core.quotas.admit(account, host)
             if refusal is None:
                 continue
             for _ in range(charged):
                 core.quotas.release(account, host)
-            code = ErrorCode.make(refusal.code)
-            whose = "server" if code is ErrorCode.INSUFFICIENT_CAPACITY else "user or client"
-            core.metrics.quota_refusals[whose] += 1
-            raise Refused(code, refusal.detail)
+            self._check(refusal)
+
+    def _check(self, refusal: Refusal | None) -> None:
+        if refusal is None:
+            return
+        code = ErrorCode.make(refusal.code)
+        whose = "server" if code is ErrorCode.INSUFFICIENT_CAPACITY else "user or client"
+        self._core.metrics.quota_refusals[whose] += 1
+        raise Refused(code, refusal.detail)
 
     def _discharge(self, opening: _Opening) -> None:
         for _ in range(2 if opening.wish.reserve else 1):
@@ -286,17 +304,11 @@ class Allocator:
                 tuple((ALTERNATE_SERVER.code, value) for value in values),
             )
         if self._lifetimes.draining:
-            raise Refused(ErrorCode.INSUFFICIENT_CAPACITY, "the server takes no new allocations")
+            raise Refused(ErrorCode.INSUFFICIENT_CAPACITY, DRAINING)
 
-    def _serves(self, family: Family) -> bool:
-        ipv6 = _FAMILIES[family]
-        return any(relay.is_ipv6 is ipv6 for relay in self._core.config.relays)
-
-    def _places(self, family: Family) -> list[RelayAddress]:
+    def _places(self, family: int) -> list[RelayAddress]:
         """Return the hosts of a family, each time another one first."""
-        ipv6 = _FAMILIES[family]
-        places = [relay for relay in self._core.config.relays if relay.is_ipv6 is ipv6]
-        self._turn += 1
+        places = self._core.hosts[family]
         start = self._turn % len(places)
         return places[start:] + places[:start]
 
@@ -343,7 +355,6 @@ class Allocator:
         """Use the port that was reserved."""
         reservation = self._reservations.pop(token)
         self._core.expiry.cancel(reservation)
-        self._core.quotas.release(reservation.account, reservation.client_host)
         relay = reservation.relay
         slot = _Slot(Family.IPV6 if relay.place.is_ipv6 else Family.IPV4, [relay.place])
         slot.relay = relay
@@ -353,10 +364,14 @@ class Allocator:
         """Whether a socket is one of those being opened."""
         return handle in self._slots
 
+    def is_opening(self, key: FlowKey) -> bool:
+        """Whether an Allocate request of a five-tuple is not answered yet."""
+        return key in self._openings
+
     def opened(self, event: Opened, now: Instant) -> None:
         """Take note that a port is open."""
         opening, slot = self._slots.pop(event.handle)
-        slot.relay = Relay(event.handle, event.local, slot.places[0])
+        slot.relay = Relay(event.handle, event.local, slot.places[0], tcp=opening.wish.tcp)
         self._core.add_relay(slot.relay)
         self._advance(opening, now)
 
@@ -389,14 +404,17 @@ class Allocator:
                         self._core.shut_relay(slot.relay)
                         slot.relay = None
                 opening.next_port = None
+        decided = True
         for slot in opening.slots:
             if slot.problem and slot.places and slot.attempts < ATTEMPTS:
                 self._open(opening, slot, now)
-        if not all(slot.is_decided for slot in opening.slots):
+            decided = decided and slot.is_decided
+        if not decided:
             return
-        del self._openings[opening.request.flow.key]
-        if any(slot.relay is not None for slot in opening.slots):
-            self._succeed(opening, now)
+        del self._openings[opening.request.key]
+        relays = tuple([slot.relay for slot in opening.slots if slot.relay is not None])
+        if relays:
+            self._succeed(opening, relays, now)
         else:
             self._fail(opening, now)
 
@@ -409,9 +427,8 @@ class Allocator:
             request, ErrorCode.INSUFFICIENT_CAPACITY, problems or "no address to relay from", now
         )
 
-    def _succeed(self, opening: _Opening, now: Instant) -> None:
+    def _succeed(self, opening: _Opening, relays: tuple[Relay, ...], now: Instant) -> None:
         core, request, wish = self._core, opening.request, opening.wish
-        relays = tuple(slot.relay for slot in opening.slots if slot.relay is not None)
         for relay in relays:
             relay.expires = now + wish.lifetime
         session = core.entropy(6).hex()
@@ -485,6 +502,32 @@ class Allocator:
                 self._core.queue(Shut(slot.handle))
                 self._core.ports.give_back(*slot.local)
         self._discharge(opening)
+
+    def lost(self, relay: Relay, now: Instant) -> None:
+        """Forget a relayed transport address whose socket failed before it had an owner."""
+        for reservation in [one for one in self._reservations.values() if one.relay is relay]:
+            self._core.expiry.cancel(reservation)
+            self.give_up(reservation)
+        for opening in list(self._openings.values()):
+            partner = () if opening.next_port is None else (opening.next_port,)
+            if any(slot.relay is relay for slot in (*opening.slots, *partner)):
+                self._give_up_opening(opening, "the socket failed", now)
+
+    def drain(self, now: Instant) -> None:
+        """Refuse what is being opened: it would be a new allocation."""
+        for opening in list(self._openings.values()):
+            self._give_up_opening(opening, DRAINING, now)
+
+    def _give_up_opening(self, opening: _Opening, why: str, now: Instant) -> None:
+        self.abort(opening.request.flow)
+        self._core.refuse(opening.request, ErrorCode.INSUFFICIENT_CAPACITY, why, now)
+
+    def reconfigure(self, is_served: Callable[[Address], bool]) -> None:
+        """Forget what is being opened for clients of a listener that is gone."""
+        for opening in list(self._openings.values()):
+            flow = opening.request.flow
+            if not flow.connection and not is_served(flow.server):
+                self.abort(flow)
 
     def stop(self) -> None:
         """Forget everything that is not an allocation yet."""

@@ -51,21 +51,27 @@ class Flow(NamedTuple):
 class Relay:
     """A relayed transport address: RFC 8656 section 2.
 
-    ``local`` is where its socket is bound, ``advertised`` what peers see.
+    ``local`` is where its socket is bound, ``advertised`` what peers see.  ``tcp``: it takes
+    connections (RFC 6062) instead of datagrams.
     """
 
-    __slots__ = ("advertised", "expires", "handle", "local", "owner", "place")
+    __slots__ = ("advertised", "expires", "handle", "local", "owner", "place", "tcp", "visitors")
 
-    def __init__(self, handle: Handle, local: Address, place: RelayAddress) -> None:
+    def __init__(
+        self, handle: Handle, local: Address, place: RelayAddress, *, tcp: bool = False
+    ) -> None:
         self.handle = handle
         self.local = local
         self.place = place
+        self.tcp = tcp
         same = place.advertised == local.host
         self.advertised = local if same else Address(place.advertised, local.port)
         self.owner: Allocation | None = None
         """``None`` while the address is held by a reservation only."""
         self.expires: Instant = 0
         """Each of two relayed transport addresses has a time of its own (RFC 8656 section 8.1)."""
+        self.visitors: set[Channel] | None = None
+        """Channels, of whomever, that the data plane forwards to this address."""
 
 
 class Reservation:
@@ -84,7 +90,7 @@ class Reservation:
 class Channel:
     """A channel binding (RFC 8656 section 12)."""
 
-    __slots__ = ("expires", "number", "peer", "relay", "route", "routed_until")
+    __slots__ = ("expires", "number", "peer", "relay", "route", "routed_until", "target")
 
     def __init__(self, number: int, peer: Address, relay: Relay, expires: Instant) -> None:
         self.number = number
@@ -94,6 +100,8 @@ class Channel:
         self.route: Route | None = None
         """What was told to the data plane, and until when."""
         self.routed_until: Instant = 0
+        self.target: Relay | None = None
+        """The relayed transport address, of another client, that the route leads to."""
 
 
 class Mobility:

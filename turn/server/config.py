@@ -1,4 +1,4 @@
-"""What a relay server is told: plain values, made by :mod:`turn.config` from a file and flags."""
+"""What a relay server is told: plain values, made by :mod:`turn.daemon.plan` of settings."""
 
 from __future__ import annotations
 

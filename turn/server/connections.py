@@ -8,7 +8,6 @@ has a ticket to come back with (RFC 8016).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
 
 from stun.discovery import Transport
 from stun.errors import DropReason
@@ -16,14 +15,10 @@ from stun.framing import MAX_STUN, StunStream
 from stun.sansio import Accepted, Handle, Instant, Shut
 from turn.server.allocate import Allocator
 from turn.server.allocation import Flow
-from turn.server.core import Connection, Core
+from turn.server.core import LONGEST_REQUEST, Connection, Core
 from turn.server.events import EndReason
 from turn.server.lifetimes import Lifetimes
 from turn.server.mobility import Tickets
-
-LONGEST_REQUEST: Final = 4096
-"""Octets of a message from a client that has no allocation; all its attributes together are less.
-So strangers can have this kept of an unfinished message, and no more."""
 
 
 class Connections:
@@ -80,7 +75,7 @@ class Connections:
             self.close(connection, now)
 
     def trust(self, connection: Connection) -> None:
-        """Take messages of any length: the client has an allocation."""
+        """Take messages of any length: the client has proved who it is."""
         if connection.stream is not None:
             connection.stream.allow(MAX_STUN)
 

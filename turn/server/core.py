@@ -8,7 +8,7 @@ the client's own operating system pays for as well.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from ipaddress import ip_address
 from itertools import count
 from typing import Final, TypeAlias
@@ -18,11 +18,11 @@ from stun.codec import encode
 from stun.errors import DropReason
 from stun.framing import StunStream
 from stun.message import Message
-from stun.registry import Method
+from stun.registry import Family, Method
 from stun.responder import Endpoint
 from stun.sansio import SECOND, Address, Entropy, Handle, Instant, Output, Shut, Transmit, Write
-from turn.dataplane.base import RouteOrder
-from turn.server.allocation import Allocation, Flow, FlowKey, Relay, Reservation
+from turn.dataplane.base import RemoveRoute, RouteOrder
+from turn.server.allocation import Allocation, Channel, Flow, FlowKey, Relay, Reservation
 from turn.server.config import ListenAt, ServerConfig
 from turn.server.events import RequestRefused, ServerEvent
 from turn.server.expiry import Expiry
@@ -33,6 +33,12 @@ from turn.server.ports import PortRange
 from turn.server.quota import Quotas
 from turn.server.replay import Replay
 
+LONGEST_REQUEST: Final = 4096
+"""Octets of a message from a client that has not proved who it is; no request is longer.  So that
+much of a stranger's unfinished message is kept, or of one that waits for the user store, and the
+work that one message can make is bounded."""
+FAMILIES: Final[Mapping[int, bool]] = {Family.IPV4: False, Family.IPV6: True}
+"""Address families by their numbers, and whether they are IPv6."""
 REFUSALS_TOLD: Final = 20
 """How many :class:`turn.server.events.RequestRefused` a second are queued; the rest are counted."""
 
@@ -95,7 +101,12 @@ class Core:
         """Who has a local address that datagrams come to."""
         self.relays: dict[Handle, Relay] = {}
         self.relayed: dict[Address, Relay] = {}
-        """By the address that peers see."""
+        """Those of datagrams, by the address that peers see."""
+        self.tcp_places: dict[Address, Relay] = {}
+        self.tcp_relayed: dict[Address, Relay] = {}
+        """The same two of TCP allocations.  They are apart because ports are: a client that has the
+        UDP port of a number has no right to the TCP port, which any program of this host may have.
+        """
         self.expiry: Expiry[Expiring] = Expiry()
         self.replay = Replay()
         self.streams: Streams | None = None
@@ -112,6 +123,11 @@ class Core:
         self.config = config
         self._software = SOFTWARE.to_octets(config.software) if config.software else b""
         denied = [parse_network(text) for text in config.policy.deny]
+        self.hosts = {
+            family: [relay for relay in config.relays if relay.is_ipv6 is ipv6]
+            for family, ipv6 in FAMILIES.items()
+        }
+        """Where relayed transport addresses of a family may be."""
         self._own = frozenset(
             relay.advertised
             for relay in config.relays
@@ -151,51 +167,85 @@ class Core:
         verdict = self.config.policy.check(host)
         return _OF_RELAY if host in self._own and not verdict.allowed else verdict
 
-    def verdict(self, peer: Address) -> Verdict:
-        """Say whether a peer may be relayed to, and by which rule.
+    def verdict_on_datagrams(self, peer: Address) -> Verdict:
+        """Say whether a peer may be sent datagrams, and by which rule.
 
         The server's own hosts are refused, save the relayed transport addresses of other clients.
         What goes there stays among clients, so it does not matter if those hosts are private ones;
         what the operator denies is denied all the same.
         """
+        return self._verdict(peer, self.relayed)
+
+    def verdict(self, peer: Address) -> Verdict:
+        """Say the same of connections with a peer."""
+        return self._verdict(peer, self.tcp_relayed)
+
+    def _verdict(self, peer: Address, relayed: Mapping[Address, Relay]) -> Verdict:
         verdict = self.config.policy.check(peer.host)
-        if not verdict.allowed and peer in self.relayed and peer.host in self._own:
+        if not verdict.allowed and peer in relayed and peer.host in self._own:
             return _OF_RELAY
         return verdict
 
-    def located(self, peer: Address) -> Address:
-        """Return where a peer is reached from here.
+    def reach(self, peer: Address) -> Address | None:
+        """Return where datagrams for a peer go; ``None`` where it may not be sent any.
 
         Another client's relayed transport address is reached where its socket is bound: a NAT in
         front of this server need not turn round what the server sends to itself.
         """
         other = self.relayed.get(peer)
+        if other is not None and peer.host in self._own:
+            return other.local
+        if not self.config.policy.check(peer.host).allowed:
+            return None
+        return peer if other is None else other.local
+
+    def located(self, peer: Address) -> Address:
+        """Return where a peer is reached from here by TCP."""
+        other = self.tcp_relayed.get(peer)
         return peer if other is None else other.local
 
     def announced(self, source: Address) -> Address:
-        """Return the address that clients know a peer by: the other way round."""
-        place = self.places.get(source)
-        return place.advertised if type(place) is Relay else source
+        """Return the address that clients know a peer by that came by TCP: the other way round."""
+        other = self.tcp_places.get(source)
+        return source if other is None else other.advertised
 
     def add_relay(self, relay: Relay) -> None:
         """Take note of a relayed transport address whose socket is open."""
         self.relays[relay.handle] = relay
-        self.relayed[relay.advertised] = relay
-        self.places[relay.local] = relay
+        if relay.tcp:
+            self.tcp_relayed[relay.advertised] = self.tcp_places[relay.local] = relay
+        else:
+            self.relayed[relay.advertised] = self.places[relay.local] = relay
 
     def shut_relay(self, relay: Relay) -> None:
         """Close the socket of a relayed transport address and free its port."""
-        if self.relays.pop(relay.handle, None) is None:
-            return
-        self.outbox.append(Shut(relay.handle))
-        self.forget_relay(relay)
+        if relay.handle in self.relays:
+            self.forget_relay(relay)
+            self.outbox.append(Shut(relay.handle))
 
     def forget_relay(self, relay: Relay) -> None:
         """Free the port of a relayed transport address whose socket is closed."""
-        self.relays.pop(relay.handle, None)
-        self.relayed.pop(relay.advertised, None)
-        self.places.pop(relay.local, None)
+        del self.relays[relay.handle]
+        for channel in tuple(relay.visitors or ()):
+            # The port may be some program's of this host next.
+            self.unroute(channel)
+        places, relayed = (
+            (self.tcp_places, self.tcp_relayed) if relay.tcp else (self.places, self.relayed)
+        )
+        for address, table in ((relay.local, places), (relay.advertised, relayed)):
+            if table.get(address) is relay:
+                del table[address]
         self.ports.give_back(relay.place.local, relay.local.port)
+
+    def unroute(self, channel: Channel) -> None:
+        """Have the data plane forward no longer on a channel."""
+        if channel.route is None:
+            return
+        self.order(RemoveRoute(channel.route.key))
+        channel.route = None
+        if channel.target is not None and channel.target.visitors is not None:
+            channel.target.visitors.discard(channel)
+            channel.target = None
 
     # What leaves. ---------------------------------------------------------------------------------
 
@@ -213,7 +263,7 @@ class Core:
     def wants_fingerprint(self, request: Message) -> bool:
         """Whether the response to a request has FINGERPRINT."""
         always = self.config.fingerprint
-        return _FINGERPRINT in dict(request.attributes) if always is None else always
+        return has_fingerprint(request) if always is None else always
 
     def answer(self, request: Request, response: Message, now: Instant) -> None:
         """Send a success response, sealed; it is kept for a retransmission of the request."""
@@ -243,7 +293,7 @@ class Core:
         fingerprint = self.wants_fingerprint(message)
         octets = request.authentic.seal(response, fingerprint=fingerprint)
         if not flow.is_stream:
-            self.replay.keep(flow.key, message.transaction_id, octets, now)
+            self.replay.keep(request.key, message.transaction_id, octets, now)
         self.send(flow, octets)
 
     def count_response(self, method: int, code: int) -> None:
@@ -285,6 +335,12 @@ class Core:
         # What an allocation may have of these is limited by itself.
         self.quotas.disconnect(connection.flow.client.host)
         return b"" if connection.stream is None else connection.stream.rest()
+
+
+def has_fingerprint(message: Message) -> bool:
+    """Whether a message that was decoded has FINGERPRINT: nothing is read behind one."""
+    attributes = message.attributes
+    return bool(attributes) and attributes[-1][0] == _FINGERPRINT
 
 
 def count_method(counter: Counter[int | None], method: int) -> None:

@@ -4,7 +4,8 @@ Theory of operation.  A heap of (instant, number, thing), and beside it the inst
 each thing.  Setting a later time only writes that instant down: when the old entry comes up it is
 put back for the new time.  So a lifetime that is extended over and over, as TURN's all are, costs
 one entry.  Entries that count no longer stay until they come up, unless they are more than half
-of the heap; then it is made anew, so that short lives leave nothing behind.
+of the heap; then it is made anew, so that short lives leave nothing behind.  When nothing is to be
+due any more they go at once: who waits for the next deadline need not wake up for them.
 """
 
 from __future__ import annotations
@@ -77,7 +78,9 @@ class Expiry(Generic[Thing]):
         self._tidy()
 
     def _tidy(self) -> None:
-        if len(self._heap) > 2 * len(self._at) + SLACK:
+        if not self._at:
+            self._heap.clear()
+        elif len(self._heap) > 2 * len(self._at) + SLACK:
             self._heap = [(at, n, one) for n, (one, at) in enumerate(self._at.items())]
             self._number = len(self._heap)
             heapq.heapify(self._heap)

@@ -6,8 +6,8 @@ must be asked and the request waits.  Nothing is remembered of a source that has
 * what it may have answered is limited by its address (:class:`stun.ratelimit.PrefixLimiter`);
 * over UDP, where the source may be forged, no prefix gets more octets than came from it, but for a
   burst (:class:`stun.ratelimit.ByteBudget`);
-* waiting requests are few and wait for seconds, and only those wait whose nonce shows that their
-  source is real.
+* waiting requests are few, of one client and of all, and wait for seconds; and only those wait
+  whose nonce shows that their source is real.
 
 Whoever can prove itself is not held back by either: an honest client's first request draws a 401 of
 about its own length, the second one is authentic.
@@ -15,7 +15,7 @@ about its own length, the second one is authentic.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from typing import Final, NamedTuple
 
 from stun.attributes import MESSAGE_INTEGRITY, MESSAGE_INTEGRITY_SHA256, host_octets
@@ -35,9 +35,12 @@ from turn.server.allocation import Allocation, Flow
 from turn.server.config import Limits, ServerConfig
 from turn.server.core import Core
 from turn.server.events import LookUp
+from turn.server.quota import client_of
 
 MOST_WAITING: Final = 1024
 """Requests that wait for the user store."""
+MOST_OF_A_CLIENT: Final = 64
+"""Of them, those from one client address (:func:`turn.server.quota.client_of`)."""
 PATIENCE: Final = 3 * SECOND
 """How long they do.  Over UDP their clients have asked again by then."""
 
@@ -75,6 +78,8 @@ class Gate:
         self._unix_epoch = unix_epoch
         self._waiting: dict[LookUp, list[Waiting]] = {}
         self._line: deque[tuple[Instant, LookUp, Waiting]] = deque()
+        self._crowd: Counter[str | bytes] = Counter()
+        """How many wait, by client address."""
         self._authenticator = self._make(core.config, users)
         self._limit(core.config.limits)
 
@@ -85,7 +90,8 @@ class Gate:
             self._nonces,
             algorithms=SUPPORTED_ALGORITHMS if config.sha256 else (),
             anonymous=config.anonymous,
-            # Without a phrase, for a 401 must not be longer than it has to be.
+            # Without a phrase, and without the SOFTWARE that RFC 8656 section 5 would have in every
+            # response to an Allocate: a 401 must not be longer than it has to be.
             reason="",
             unix_epoch=self._unix_epoch,
             tokens=self.tokens,
@@ -177,9 +183,11 @@ class Gate:
 
     def _park(self, lookup: LookUp, message: Message, flow: Flow, now: Instant) -> None:
         core = self._core
-        if len(self._line) >= MOST_WAITING:
+        client = client_of(flow.client.host)
+        if len(self._line) >= MOST_WAITING or self._crowd[client] >= MOST_OF_A_CLIENT:
             core.drop(DropReason.RATE_LIMITED)
             return
+        self._crowd[client] += 1
         waiting = Waiting(message, flow, now)
         self._line.append((now + PATIENCE, lookup, waiting))
         others = self._waiting.get(lookup)
@@ -194,9 +202,22 @@ class Gate:
         ready = self._waiting.pop(lookup, [])
         for waiting in ready:
             self._core.metrics.lookup_latency.add(now - waiting.since)
+            self._leave(waiting)
         if ready:
             self._line = deque(entry for entry in self._line if entry[1] != lookup)
         return ready
+
+    def _leave(self, waiting: Waiting) -> None:
+        client = client_of(waiting.flow.client.host)
+        self._crowd[client] -= 1
+        if not self._crowd[client]:
+            del self._crowd[client]
+
+    def stop(self) -> None:
+        """Forget the requests that wait."""
+        self._waiting.clear()
+        self._line.clear()
+        self._crowd.clear()
 
     def deadline(self) -> Instant | None:
         """Say when the next request has waited long enough."""
@@ -207,6 +228,7 @@ class Gate:
         while self._line and self._line[0][0] <= now:
             _, lookup, waiting = self._line.popleft()
             self._core.drop(DropReason.NOBODY_ANSWERED)
+            self._leave(waiting)
             others = self._waiting.get(lookup)
             if others is not None:
                 others.remove(waiting)

@@ -31,7 +31,7 @@ from stun.auth_server import Accepted as Authentic
 from stun.errors import DropReason
 from stun.message import Message
 from stun.sansio import Accepted, Address, Entropy, Handle, Instant, Output, SocketEvent
-from turn.server.allocation import Allocation, Flow
+from turn.server.allocation import Allocation, Flow, FlowKey
 from turn.server.config import ServerConfig
 from turn.server.policy import Verdict
 
@@ -39,16 +39,19 @@ from turn.server.policy import Verdict
 class Request:
     """An authentic request: what it says, where it came from, whose it is.
 
-    ``allocation`` is that of its five-tuple, if there is one.
+    ``key`` is that of ``flow``; ``allocation`` is that of its five-tuple, if there is one.
     """
 
-    __slots__ = ("allocation", "authentic", "flow", "message")
+    __slots__ = ("allocation", "authentic", "flow", "key", "message", "present")
 
     def __init__(
         self, message: Message, flow: Flow, authentic: Authentic, allocation: Allocation | None
     ) -> None:
         self.message = message
+        self.present = dict(message.attributes)
+        """The types of its attributes; the values may be those of a repetition."""
         self.flow = flow
+        self.key: FlowKey = flow.key
         self.authentic = authentic
         self.allocation = allocation
 
@@ -73,18 +76,19 @@ class Hosting(Protocol):
         ...
 
     def verdict(self, peer: Address) -> Verdict:
-        """Say whether a peer may be relayed to, and by which rule.
+        """Say whether there may be connections with a peer, and by which rule.
 
-        The server's own hosts are refused, save the relayed transport addresses of other clients.
+        The server's own hosts are refused, save the relayed transport addresses of other clients'
+        TCP allocations.
         """
         ...
 
     def located(self, peer: Address) -> Address:
-        """Return where a peer is reached from here: relayed addresses of others are at home."""
+        """Return where a peer is reached by TCP: relayed addresses of others are at home."""
         ...
 
     def announced(self, source: Address) -> Address:
-        """Return the address that clients know a peer by."""
+        """Return the address that clients know a peer by that came by TCP."""
         ...
 
     def answer(self, request: Request, response: Message, now: Instant) -> None:

@@ -12,8 +12,8 @@ from typing import Final
 
 from stun.discovery import Transport
 from stun.sansio import SECOND, Address, Instant
-from turn.dataplane.base import InstallRoute, RemoveRoute, Route, RouteKey
-from turn.server.allocation import Allocation, Channel, Flow, Relay
+from turn.dataplane.base import InstallRoute, Route, RouteKey
+from turn.server.allocation import Allocation, Channel, Flow, FlowKey, Relay
 from turn.server.core import Core
 from turn.server.events import AllocationCreated, AllocationEnded, Drained, EndReason
 
@@ -57,7 +57,7 @@ class Lifetimes:
 
     def end(self, allocation: Allocation, reason: EndReason, now: Instant) -> None:
         """End an allocation with everything that belongs to it."""
-        core = self._core
+        core, metrics, usage = self._core, self._core.metrics, allocation.meter.usage
         if core.sessions.pop(allocation.session, None) is None:
             return
         core.allocations.pop(allocation.flow.key, None)
@@ -69,9 +69,9 @@ class Lifetimes:
             if mobility.moving is not None:
                 core.allocations.pop(mobility.moving.key, None)
         core.expiry.cancel(allocation)
-        for channel in list(allocation.channels.values()):
+        for channel in tuple(allocation.channels.values()):
             self.unbind(allocation, channel)
-        core.metrics.permissions -= len(allocation.permissions)
+        metrics.permissions -= len(allocation.permissions)
         allocation.permissions.clear()
         if allocation.tcp and core.streams is not None:
             core.streams.ended(allocation, now)
@@ -79,18 +79,15 @@ class Lifetimes:
             core.shut_relay(relay)
             relay.owner = None
         core.quotas.release(allocation.account, allocation.client_host)
-        core.metrics.allocations -= 1
-        core.metrics.allocations_ended[reason] += 1
-        core.metrics.session_duration.add(now - allocation.created)
-        core.metrics.close(allocation.meter.usage)
+        duration = now - allocation.created
+        metrics.allocations -= 1
+        metrics.allocations_ended[reason] += 1
+        metrics.session_duration.add(duration)
+        metrics.close(usage)
+        client = allocation.flow.client
         core.tell(
             AllocationEnded(
-                allocation.session,
-                allocation.username,
-                allocation.flow.client,
-                reason,
-                now - allocation.created,
-                allocation.meter.usage,
+                allocation.session, allocation.username, client, reason, duration, usage
             )
         )
         if self.draining and not core.sessions:
@@ -127,13 +124,21 @@ class Lifetimes:
             if channel.relay is relay:
                 self._route(allocation, channel, now)
 
-    def find(self, flow: Flow, now: Instant) -> Allocation | None:
+    def find(self, key: FlowKey, now: Instant) -> Allocation | None:
         """Return the allocation of a five-tuple, if there is one that lives."""
-        allocation = self._core.allocations.get(flow.key)
-        if allocation is not None and allocation.expires <= now:
-            self.expire(allocation, now)
-            return None
-        return allocation
+        allocation = self._core.allocations.get(key)
+        return allocation if allocation is not None and self.lives(allocation, now) else None
+
+    def lives(self, allocation: Allocation, now: Instant) -> bool:
+        """Whether an allocation is not over; what of it is over is removed.
+
+        One of two relayed transport addresses that is over must not be there to be refreshed.
+        """
+        for relay in allocation.relays:
+            if relay.expires <= now:
+                self.expire(allocation, now)
+                return allocation.session in self._core.sessions
+        return True
 
     # Permissions and channels. --------------------------------------------------------------------
 
@@ -175,7 +180,7 @@ class Lifetimes:
         del allocation.channels[channel.number]
         del allocation.peers[channel.peer]
         self._core.metrics.channels -= 1
-        self._unroute(channel)
+        self._core.unroute(channel)
 
     def withdraw(self, allocation: Allocation, host: str) -> None:
         """Take a permission back, and the channels to that host with it."""
@@ -215,7 +220,7 @@ class Lifetimes:
         if core.allocations.get(allocation.flow.key) is allocation:
             del core.allocations[allocation.flow.key]
         for channel in allocation.channels.values():
-            self._unroute(channel)
+            core.unroute(channel)
         allocation.flow = flow
         core.allocations[flow.key] = allocation
         for channel in allocation.channels.values():
@@ -235,14 +240,14 @@ class Lifetimes:
             return
         if channel.route is None:
             key = RouteKey(flow.client, flow.server, channel.number)
-            # Another client's relayed transport address is reached where its socket is bound.
+            peer = core.reach(channel.peer)
+            if peer is None:
+                return
             other = core.relayed.get(channel.peer)
-            peer = channel.peer if other is None else other.local
+            if other is not None:
+                channel.target = other
+                other.visitors = other.visitors or set()
+                other.visitors.add(channel)
             channel.route = Route(key, channel.relay.local, peer, allocation.meter)
         channel.routed_until = until
         core.order(InstallRoute(channel.route, until))
-
-    def _unroute(self, channel: Channel) -> None:
-        if channel.route is not None:
-            self._core.order(RemoveRoute(channel.route.key))
-            channel.route = None

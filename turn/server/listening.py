@@ -65,6 +65,7 @@ class Listening:
                 self._open(at)
                 words.append(f"listening at {_words(at)}")
         self._join()
+        self._decided()
         return words
 
     def _open(self, at: ListenAt) -> None:
@@ -84,6 +85,8 @@ class Listening:
         core = self._core
         del core.listeners[listener.handle]
         core.queue(Shut(listener.handle))
+        if listener.local is None:
+            self._undecided -= 1  # and no event will say more of it
         if listener.at.transport not in _DATAGRAMS:
             return  # what it has accepted has sockets of its own
         for local in (listener.local, *listener.endpoints):
@@ -100,6 +103,7 @@ class Listening:
         for handle in self._core.listeners:
             self._core.queue(Shut(handle))
         self._core.listeners.clear()
+        self._core.places.clear()
 
     # What the driver says. ------------------------------------------------------------------------
 
@@ -164,7 +168,11 @@ class Listening:
 
     # Finding. -------------------------------------------------------------------------------------
 
-    def place(self, local: Address) -> Listener | Relay | None:
+    def serves(self, local: Address) -> bool:
+        """Whether clients' datagrams are taken at a local address."""
+        return type(self._core.places.get(local) or self.behind_wildcard(local)) is Listener
+
+    def behind_wildcard(self, local: Address) -> Listener | Relay | None:
         """Return what is behind a local address that a wildcard stands for."""
         core = self._core
         place = core.places.get(Address(_ANY[local.is_ipv6], local.port))

@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 
-from stun.attributes import ERROR_CODE, FINGERPRINT, MOBILITY_TICKET, UNKNOWN_ATTRIBUTES
+from stun.attributes import ERROR_CODE, MOBILITY_TICKET, UNKNOWN_ATTRIBUTES
 from stun.codec import decode, encode, message_type, unknown_required
 from stun.discovery import Transport
 from stun.errors import DecodeError, DropReason, UsageError
@@ -57,7 +57,14 @@ from turn.server.allocate import Allocator
 from turn.server.allocation import Allocation, Flow, FlowKey, Relay, Reservation
 from turn.server.config import ServerConfig
 from turn.server.connections import Connections
-from turn.server.core import Connection, Core, Listener, count_method
+from turn.server.core import (
+    LONGEST_REQUEST,
+    Connection,
+    Core,
+    Listener,
+    count_method,
+    has_fingerprint,
+)
 from turn.server.events import Drained, EndReason, LookUp, ServerEvent, SessionInfo
 from turn.server.gate import Gate
 from turn.server.hosting import Request
@@ -76,7 +83,6 @@ _ALLOCATE = int(Method.ALLOCATE)
 _REFRESH = int(Method.REFRESH)
 _SEND = int(Method.SEND)
 _CONNECTION_BIND = int(Method.CONNECTION_BIND)
-_FINGERPRINT = FINGERPRINT.code
 _REQUEST, _INDICATION = Class.REQUEST, Class.INDICATION
 _UDP = Transport.UDP
 
@@ -152,6 +158,7 @@ class Server:
         if self._started:
             words += self._listening.reconfigure(now)
             self._connections.reconfigure(now)
+            self._allocator.reconfigure(self._listening.serves)
         if users is not self._users:
             self._users = users
             words.append("users replaced: whoever is gone is refused from the next request on")
@@ -165,10 +172,11 @@ class Server:
         """Say what time it is: seconds since 1970 at ``now``."""
         self._gate.set_clock(unix_time, now)
 
-    def drain(self, now: Instant) -> None:  # noqa: ARG002  (every command takes the time)
+    def drain(self, now: Instant) -> None:
         """Take no new allocations.  :class:`turn.server.events.Drained` comes with the last end."""
         if not self._lifetimes.draining:
             self._lifetimes.draining = True
+            self._allocator.drain(now)
             if not self._core.sessions:
                 self._core.tell(Drained())
 
@@ -194,13 +202,14 @@ class Server:
             self._lifetimes.end(allocation, EndReason.SHUTDOWN, now)
         self._connections.stop()
         self._listening.stop()
+        self._gate.stop()
 
     def found(self, lookup: LookUp, now: Instant) -> None:
         """Go on with the requests that waited for the user store, which knows the answer now."""
         for waiting in self._gate.found(lookup, now):
             if waiting.flow.connection and waiting.flow.connection not in self._core.connections:
                 continue
-            self._request(waiting.message, waiting.flow, now)
+            self._request(waiting.message, waiting.flow, waiting.flow.key, now)
 
     def set_elsewhere(self, allocations: Mapping[str, int]) -> None:
         """Say how many allocations users have on other servers of a fleet."""
@@ -279,7 +288,7 @@ class Server:
     def receive(self, packet: Received, now: Instant) -> None:
         """Take a datagram: from a client, or from a peer."""
         core, data = self._core, packet.data
-        place = core.places.get(packet.local) or self._listening.place(packet.local)
+        place = core.places.get(packet.local) or self._listening.behind_wildcard(packet.local)
         if type(place) is Relay:
             self._relaying.from_peer(place, packet, now)
         elif type(place) is not Listener:
@@ -341,6 +350,8 @@ class Server:
             core.forget_relay(relay)
             if relay.owner is not None:
                 self._lifetimes.end_relay(relay.owner, relay, EndReason.RELAY_LOST, now)
+            else:
+                self._allocator.lost(relay, now)
         elif handle in core.listeners:
             self._listening.closed(event)
         else:
@@ -382,6 +393,9 @@ class Server:
 
     def _stun(self, octets: bytes, flow: Flow, key: FlowKey, now: Instant) -> None:
         core = self._core
+        if len(octets) > LONGEST_REQUEST and key not in core.allocations:
+            core.drop(DropReason.TOO_LONG)
+            return
         try:
             message = decode(octets)
         except DecodeError as error:
@@ -390,10 +404,11 @@ class Server:
         if message.is_rfc3489:
             # TURN has the cookie; Binding requests of RFC 3489 do not come this way.
             core.drop(DropReason.NOT_EXPECTED_PROTOCOL)
-        elif _FINGERPRINT in dict(message.attributes) and not check_fingerprint(message):
+        elif has_fingerprint(message) and not check_fingerprint(message):
             core.drop(DropReason.BAD_FINGERPRINT)
         elif message.message_class is _REQUEST:
-            self._request(message, flow, now)
+            count_method(core.metrics.requests, message.method)
+            self._request(message, flow, key, now)
         elif message.message_class is not _INDICATION:
             core.drop(DropReason.UNEXPECTED_CLASS)
         elif message.method == _SEND:
@@ -404,9 +419,8 @@ class Server:
             if message.method != _BINDING:
                 core.drop(DropReason.UNKNOWN_METHOD)
 
-    def _request(self, message: Message, flow: Flow, now: Instant) -> None:
+    def _request(self, message: Message, flow: Flow, key: FlowKey, now: Instant) -> None:
         core, method = self._core, message.method
-        count_method(core.metrics.requests, method)
         connection = core.connections.get(flow.connection) if flow.connection else None
         if connection is not None:
             connection.seen = now
@@ -417,15 +431,17 @@ class Server:
         if handler is None:
             core.drop(DropReason.UNKNOWN_METHOD)
             return
-        allocation = self._lifetimes.find(flow, now)
+        allocation = self._lifetimes.find(key, now)
         proven_by = allocation
         if method == _CONNECTION_BIND and allocation is None:
             proven_by = self._tcp.named(message)
         authentic = self._gate.admit(message, flow, proven_by, now)
         if authentic is None:
             return
+        if connection is not None:
+            self._connections.trust(connection)
         if not flow.is_stream:
-            kept = core.replay.find(flow.key, message.transaction_id, now)
+            kept = core.replay.find(key, message.transaction_id, now)
             if kept is not None:
                 core.metrics.repeated += 1
                 core.send(flow, kept)
@@ -436,23 +452,29 @@ class Server:
                 handler(request, now)
         except DecodeError as error:
             core.refuse(request, ErrorCode.BAD_REQUEST, str(error), now)
-        if connection is not None and method == _ALLOCATE:
-            self._connections.trust(connection)
 
     def _may(self, request: Request, now: Instant) -> bool:
         """Check what is the same for every method; refuse the request if it does not hold."""
         core, message, allocation = self._core, request.message, request.allocation
-        unknown = unknown_required(message, UNDERSTOOD)
-        if unknown:
+        # Most requests have nothing that is not known: one operation tells.
+        if not request.present.keys() <= UNDERSTOOD and (
+            unknown := unknown_required(message, UNDERSTOOD)
+        ):
             value = UNKNOWN_ATTRIBUTES.pack(unknown, message.transaction_id)
             attributes = ((UNKNOWN_ATTRIBUTES.code, value),)
             names = ", ".join(f"{code:#06x}" for code in unknown)
             core.refuse(request, ErrorCode.UNKNOWN_ATTRIBUTE, names, now, attributes)
             return False
         method = message.method
-        if method in (_ALLOCATE, _CONNECTION_BIND):
+        if method == _ALLOCATE:
             return True
-        if method == _REFRESH and message.has(MOBILITY_TICKET):
+        if self._allocator.is_opening(request.key):
+            # Whatever ends with an allocation on this five-tuple must wait for that one.
+            core.refuse(request, ErrorCode.ALLOCATION_MISMATCH, "its Allocate is under way", now)
+            return False
+        if method == _CONNECTION_BIND:
+            return True
+        if method == _REFRESH and MOBILITY_TICKET.code in request.present:
             return True  # the ticket says which allocation, not the five-tuple
         if allocation is None:
             core.refuse(request, ErrorCode.ALLOCATION_MISMATCH, "no allocation", now)
@@ -463,7 +485,7 @@ class Server:
             core.refuse(request, ErrorCode.WRONG_CREDENTIALS, "another user's allocation", now)
             return False
         if allocation.mobility is not None:
-            self._tickets.heard(allocation, request.flow.key, now)
+            self._tickets.heard(allocation, request.key, now)
         return True
 
     # Binding. -------------------------------------------------------------------------------------
@@ -471,6 +493,9 @@ class Server:
     def _binding(self, packet: Received, listener: Listener, now: Instant) -> None:
         core = self._core
         core.metrics.requests[_BINDING] += 1
+        if len(packet.data) > LONGEST_REQUEST:
+            core.drop(DropReason.TOO_LONG)
+            return
         endpoint = self._listening.endpoint(listener, packet.local)
         if endpoint is None:
             return

@@ -27,6 +27,7 @@ from turn.server.allocation import Allocation, Flow, FlowKey, Mobility
 from turn.server.core import Core
 from turn.server.hosting import Request
 from turn.server.lifetimes import Lifetimes
+from turn.server.policy import tunnel_of
 
 OLD_TICKET: Final = 30 * SECOND
 """How long a ticket that was used is still recognised."""
@@ -82,12 +83,18 @@ class Tickets:
             code, detail = ErrorCode.MOBILITY_FORBIDDEN, "mobility is off"
         elif not self._is_ours(ticket):
             detail = "not a ticket of this server"
-        elif allocation is None or allocation.mobility is None or allocation.expires <= now:
+        elif (
+            allocation is None
+            or allocation.mobility is None
+            or not self._lifetimes.lives(allocation, now)
+        ):
             code, detail = ErrorCode.ALLOCATION_MISMATCH, "the allocation of the ticket is gone"
-        elif flow.key == allocation.flow.key:
+        elif request.key == allocation.flow.key:
             # "[If it] is the same as the stored 5-tuple allocation, then the TURN server rejects
             # the request with a 400 (Bad Request) error."
             detail = "a ticket from the same five-tuple"
+        elif tunnel := tunnel_of(flow.client.host):
+            code, detail = ErrorCode.FORBIDDEN, f"from a {tunnel} address"
         elif not request.authentic.may_use(allocation.username, allocation.authentic):
             code, detail = ErrorCode.WRONG_CREDENTIALS, "another user's ticket"
         elif request.allocation is not None and request.allocation is not allocation:

@@ -342,6 +342,21 @@ class PeerPolicy:
         return [network.prefixlen for network in self._translators if address in network]
 
 
+def tunnel_of(host: str) -> str:
+    """Return ``"6to4"`` or ``"Teredo"`` for an address of such a tunnel, else nothing.
+
+    RFC 8656 section 21.4: "a TURN server MUST NOT accept Teredo or 6to4 addresses", which would let
+    a datagram go round between the server and the tunnel.
+    """
+    # Nearly all addresses are told by their text; RFC 5952 leaves one way to write these.
+    if not host.startswith(("2001:", "2002:")):
+        return ""
+    address = _parse_address(host)
+    if not isinstance(address, IPv6Address):
+        return ""
+    return "6to4" if address.sixtofour else "Teredo" if address.teredo else ""
+
+
 def _form(address: _Address) -> _Rule | None:
     """Return the form that makes an IPv6 address an IPv4 one, if it has one."""
     # "::" and "::1" look IPv4-compatible, but RFC 4291 sections 2.5.2 and 2.5.3 made them others.

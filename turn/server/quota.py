@@ -144,17 +144,28 @@ class Quotas:
         if 0 < most <= self._clients.allocations(client):
             words = f"the client address has all of its {most} allocations"
             return Refusal(ErrorCode.ALLOCATION_QUOTA_REACHED, words)
-        self.allocations += 1
-        self._users.add(user, allocations=1)
-        self._clients.add(client, allocations=1)
+        self._count(user, client, 1)
         return None
 
     def release(self, user: str, host: str) -> None:
         """Count an allocation less.  Raises ``UsageError`` where none is counted."""
-        client = self._admitted(user, host)
-        self.allocations -= 1
-        self._users.add(user, allocations=-1)
-        self._clients.add(client, allocations=-1)
+        self._count(user, self._admitted(user, host), -1)
+
+    def transfer(self, user: str, host: str, to_user: str, to_host: str) -> Refusal | None:
+        """Count an allocation of one user for another, or say why that one is to have no more.
+
+        Then all is as it was.  Raises ``UsageError`` where none is counted.
+        """
+        self.release(user, host)
+        refusal = self.admit(to_user, to_host)
+        if refusal is not None:
+            self._count(user, client_of(host), 1)
+        return refusal
+
+    def _count(self, user: str, client: str | bytes, allocations: int) -> None:
+        self.allocations += allocations
+        self._users.add(user, allocations=allocations)
+        self._clients.add(client, allocations=allocations)
 
     def meter(self, user: str, host: str) -> Meter:
         """Return a meter for an allocation that was admitted; ``UsageError`` where none was."""

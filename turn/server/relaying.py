@@ -21,6 +21,9 @@ from turn.server.mobility import Tickets
 _HEADER = 4
 _DATA = int(Method.DATA)
 _INDICATION = Class.INDICATION
+_LONGEST = {False: 65_508, True: 65_496}
+"""Octets that a Data indication can carry, by whether the peer's address is IPv6: what is left of
+65,532 for XOR-PEER-ADDRESS, the header of DATA and FINGERPRINT."""
 _REPORTED = {False: (3, 11), True: (1, 2, 3)}
 """By whether it is IPv6.  RFC 8656 section 11.5: "the type is either 3 or 11 for an ICMPv4 [...]
 packet or either 1, 2, or 3 for an ICMPv6"."""
@@ -83,8 +86,6 @@ class Relaying:
         relay = allocation.relay_for(ipv6=peer.is_ipv6)
         if relay is None or allocation.tcp:
             core.drop(DropReason.NO_PERMISSION)
-        elif not core.verdict(peer).allowed:
-            core.drop(DropReason.REFUSED_BY_POLICY)
         else:
             self._to_peer(allocation, relay, peer, data, now, dont_fragment=dont_fragment)
 
@@ -102,6 +103,12 @@ class Relaying:
         if relay.expires <= now:
             core.drop(DropReason.NO_ALLOCATION)
             return
+        # For a channel too: the relayed transport address that it was bound to may be gone, and its
+        # port some program's of this host.
+        destination = core.reach(peer)
+        if destination is None:
+            core.drop(DropReason.REFUSED_BY_POLICY)
+            return
         until = allocation.permissions.get(peer.host)
         if until is None or until <= now:
             core.drop(DropReason.NO_PERMISSION)
@@ -112,10 +119,6 @@ class Relaying:
             return
         meter.usage.packets_from_client += 1
         meter.usage.octets_from_client += len(data)
-        # Another client's relayed transport address is reached where its socket is bound: a NAT
-        # in front of this server need not turn round what the server sends to itself.
-        other = core.relayed.get(peer)
-        destination = peer if other is None else other.local
         core.outbox.append(Transmit(data, destination, relay.local, dont_fragment))
 
     # From peers. ----------------------------------------------------------------------------------
@@ -145,6 +148,9 @@ class Relaying:
             octets = channel.number.to_bytes(2) + len(data).to_bytes(2) + data
             if allocation.flow.is_stream and len(data) & 3:
                 octets += bytes(-len(data) & 3)
+        elif len(data) > _LONGEST[source.is_ipv6]:
+            core.drop(DropReason.TOO_LONG)
+            return
         else:
             core.metrics.data_indications += 1
             octets = self._indication(source, (DATA.code, data))

@@ -36,6 +36,9 @@ class Replay:
 
     def find(self, flow: FlowKey, transaction_id: bytes, now: Instant) -> bytes | None:
         """Return the response that was given to this very request, if it is still kept."""
+        kept = self._responses.get((flow, transaction_id))
+        if kept is None:
+            return None
         self._forget(now)
         return self._responses.get((flow, transaction_id))
 

@@ -15,25 +15,23 @@ from stun.attributes import (
     XOR_PEER_ADDRESS,
 )
 from stun.message import Message
-from stun.registry import ErrorCode, Family
+from stun.registry import ErrorCode
 from stun.sansio import SECOND, Instant
 from turn.server.allocate import granted
 from turn.server.allocation import Allocation, Relay
-from turn.server.core import Core
+from turn.server.core import FAMILIES, Core
 from turn.server.events import EndReason
 from turn.server.hosting import Request
 from turn.server.lifetimes import PERMISSION, Lifetimes
 from turn.server.mobility import Tickets
 
 LOWEST_CHANNEL: Final = 0x4000
-HIGHEST_CHANNEL: Final = 0x7FFE
-"""RFC 8656 section 12 ends the range at 0x4FFF, RFC 5766 section 11 at 0x7FFE, and clients of RFC
-5766 are still many.  The newer bound keeps first octets from 80 on free for QUIC and RTP where a
-*client* receives them on the same socket (RFC 9443); what comes to a server's port is STUN, DTLS
-or ChannelData, so the wider range is safe here.  Whoever picks such a number has it demultiplexed
-at home."""
-
-_FAMILIES: dict[int, bool] = {Family.IPV4: False, Family.IPV6: True}
+HIGHEST_CHANNEL: Final = 0x7FFF
+"""RFC 8656 section 12 ends the range at 0x4FFF, RFC 5766 section 11 at 0x7FFF (errata 3854 and
+4815), and clients of RFC 5766 are still many.  The newer bound keeps first octets from 80 on free
+for QUIC and RTP where a *client* receives them on the same socket (RFC 9443); what comes to a
+server's port is STUN, DTLS or ChannelData, so the wider range is safe here.  Whoever picks such a
+number has it demultiplexed at home."""
 
 
 class Requests:
@@ -49,7 +47,7 @@ class Requests:
     def refresh(self, request: Request, now: Instant) -> None:
         """Do a Refresh request (RFC 8656 section 8.2, RFC 8016 section 3.2.2)."""
         core, message = self._core, request.message
-        moves = message.has(MOBILITY_TICKET)
+        moves = MOBILITY_TICKET.code in request.present
         allocation = self._tickets.find(request, now) if moves else request.allocation
         if allocation is None:
             return
@@ -86,7 +84,7 @@ class Requests:
         if family is None:
             # "the request should be treated as applying to all current allocations" (section 8.1).
             return allocation.relays
-        wanted = _FAMILIES.get(family)
+        wanted = FAMILIES.get(family)
         return tuple(relay for relay in allocation.relays if relay.place.is_ipv6 is wanted)
 
     # CreatePermission. ----------------------------------------------------------------------------
@@ -99,6 +97,12 @@ class Requests:
         if not peers:
             core.refuse(request, ErrorCode.BAD_REQUEST, "no XOR-PEER-ADDRESS", now)
             return
+        hosts = dict.fromkeys(peer.host for peer in peers)
+        most = core.config.limits.permissions_per_allocation
+        if 0 < most < len(hosts):
+            # Before the policy is asked of thousands of hosts.
+            core.refuse(request, ErrorCode.INSUFFICIENT_CAPACITY, f"{len(hosts)} peers", now)
+            return
         for peer in peers:
             if allocation.relay_for(ipv6=peer.is_ipv6) is None:
                 core.refuse(
@@ -109,7 +113,6 @@ class Requests:
             if not verdict.allowed:
                 core.refuse(request, ErrorCode.FORBIDDEN, f"{peer.host}: {verdict}", now)
                 return
-        hosts = dict.fromkeys(peer.host for peer in peers)
         if not self._has_room(allocation, sum(h not in allocation.permissions for h in hosts), now):
             core.refuse(request, ErrorCode.INSUFFICIENT_CAPACITY, "too many permissions", now)
             return
@@ -136,6 +139,8 @@ class Requests:
             detail = "no CHANNEL-NUMBER or no XOR-PEER-ADDRESS"
         elif not LOWEST_CHANNEL <= number <= HIGHEST_CHANNEL:
             detail = f"channel {number:#06x}"
+        elif not peer.port:
+            detail = "a channel to port 0"
         elif allocation.tcp:
             # RFC 6062 relays streams over connections of their own; there is no datagram to carry.
             detail = "a channel on a TCP allocation"
@@ -143,7 +148,7 @@ class Requests:
             core.refuse(request, code, detail, now)
             return
         relay = allocation.relay_for(ipv6=peer.is_ipv6)
-        verdict = core.verdict(peer)
+        verdict = core.verdict_on_datagrams(peer)
         by_number, by_peer = allocation.channels.get(number), allocation.peers.get(peer)
         if any(one is not None and one.expires <= now for one in (by_number, by_peer)):
             self._lifetimes.expire(allocation, now)

@@ -12,7 +12,8 @@ control (fixed buffers, fast retransmission after three duplicates), no delayed 
 
 A machine that reads nothing for a while (:class:`~stun.sansio.Hold`) fills that buffer, and the
 peer's window closes; what the peer's machine then writes fills its send buffer, then waits in the
-driver, which says :class:`~stun.sansio.Congested`.
+driver, which says :class:`~stun.sansio.Congested`.  After a machine's Shut the driver reads on for
+a while and throws away what comes (:mod:`stun.tcp`); what comes later is answered with RST.
 
 What is told apart with care, because hole punching lives on it: simultaneous open (a SYN that meets
 SYN_SENT is answered with SYN-ACK from the same endpoints), RST and ICMP errors in SYN_SENT, a SYN
@@ -53,6 +54,7 @@ WINDOW: Final = 65_536
 PENDING_MARK: Final = 65_536
 PENDING_LIMIT: Final = 1 << 20
 """What waits beyond the send buffer: when a stream is congested, when it ends (:mod:`stun.tcp`)."""
+LINGER: Final = 5 * SECOND
 TIME_WAIT: Final = 60 * SECOND
 FIN_TIMEOUT: Final = 60 * SECOND
 DUPLICATES: Final = 3
@@ -74,6 +76,7 @@ class State(StrEnum):
     CLOSED = "CLOSED"
 
 
+_OPENING = {State.SYN_SENT: (SYN, "SYN"), State.SYN_RECEIVED: (SYN | ACK, "SYN-ACK")}
 _FIN_SENT = frozenset({State.FIN_WAIT_1, State.FIN_WAIT_2, State.CLOSING, State.LAST_ACK})
 
 
@@ -124,9 +127,9 @@ class Connection:
 
     __slots__ = (
         "_buffer", "_congested", "_duplicates", "_fin_at", "_fin_queued", "_first_ttl", "_gaps",
-        "_held", "_mss", "_peer_closed", "_peer_window", "_retries", "_rto", "_rtt", "_rtt_at",
-        "_rtt_for", "_stack", "_timer", "_una", "_unread", "_unread_end", "acknowledged", "handle",
-        "listener", "local", "next", "owner", "remote", "state",
+        "_held", "_lingers_until", "_mss", "_peer_closed", "_peer_window", "_retries", "_rto",
+        "_rtt", "_rtt_at", "_rtt_for", "_stack", "_timer", "_una", "_unread", "_unread_end",
+        "acknowledged", "handle", "listener", "local", "next", "owner", "remote", "state",
     )  # fmt: skip
 
     def __init__(
@@ -171,6 +174,7 @@ class Connection:
         """What came while nothing was read, and whether the end came after it."""
         self._unread_end = False
         self._congested = False
+        self._lingers_until: Instant = 0
         self._first_ttl = first_ttl
         self._retries = 0
         self._rto = SYN_RTO
@@ -186,19 +190,18 @@ class Connection:
 
     def dial(self) -> None:
         """Send the first SYN."""
-        self.state = State.SYN_SENT
-        self.next = self._una + 1
-        self._rtt_for, self._rtt_at = self.next, self._stack.time()
-        self._send(SYN, self._una, ttl=self._first_ttl)
-        self._arm(SYN_RTO)
+        self._open(State.SYN_SENT, ttl=self._first_ttl)
 
     def accept(self, syn: Segment) -> None:
         """Answer a SYN that came to a listener."""
         self._take_syn(syn)
-        self.state = State.SYN_RECEIVED
+        self._open(State.SYN_RECEIVED)
+
+    def _open(self, state: State, ttl: int = DEFAULT_TTL) -> None:
+        self.state = state
         self.next = self._una + 1
         self._rtt_for, self._rtt_at = self.next, self._stack.time()
-        self._send(SYN | ACK, self._una)
+        self._send(_OPENING[state][0], self._una, ttl=ttl)
         self._arm(SYN_RTO)
 
     def write(self, data: bytes) -> None:
@@ -248,12 +251,16 @@ class Connection:
         self._disown()
         if self.state is State.SYN_SENT:
             self._end()
-        elif reset or self.state is State.SYN_RECEIVED or self._unread:
-            # RFC 1122 section 4.2.2.13: what was not read is lost, and the peer has to know.
+        elif reset or self.state is State.SYN_RECEIVED:
             self._send(RST | ACK, self.next)
             self._end()
         elif not self._fin_queued:
             self._fin_queued = True
+            self._lingers_until = self._stack.time() + LINGER
+            self._held = False
+            if self._unread:
+                self._unread.clear()
+                self._send(ACK, self.next)  # the window has opened
             self._push()
 
     # What happens. -------------------------------------------------------------------------------
@@ -264,9 +271,7 @@ class Connection:
         Linux tells a program that connects of every error, "time exceeded" included, whatever RFC
         1122 section 4.2.3.9 calls soft; the drivers then close the socket, and so this ends here.
         """
-        if self.state is State.SYN_SENT or (
-            self.state is State.SYN_RECEIVED and self.listener is None
-        ):
+        if self.listener is None and self.state in _OPENING:
             self._fail(Cause.UNREACHABLE, detail)
 
     def on_timer(self) -> None:
@@ -274,16 +279,12 @@ class Connection:
         self._timer = None
         self._retries += 1
         self._rtt_for = None
-        if self.state is State.SYN_SENT:
-            if self._retries > SYN_RETRIES:
-                self._fail(Cause.TIMED_OUT, "no answer to SYN")
-                return
-            self._send(SYN, self._una)
-        elif self.state is State.SYN_RECEIVED:
+        if self.state in _OPENING:
+            flags, name = _OPENING[self.state]
             if self._retries > (SYN_RETRIES if self.listener is None else SYN_ACK_RETRIES):
-                self._fail(Cause.TIMED_OUT, "no answer to SYN-ACK")
+                self._fail(Cause.TIMED_OUT, f"no answer to {name}")
                 return
-            self._send(SYN | ACK, self._una)
+            self._send(flags, self._una)
         elif self.state is State.FIN_WAIT_2:
             self._end()
             return
@@ -325,12 +326,8 @@ class Connection:
         if self._closed() or not (segment.data or flags & FIN):
             return
         end = segment.sequence + len(segment.data)
-        if (
-            self.owner is None
-            and self.state in _FIN_SENT
-            and end > self.acknowledged
-            and segment.data
-        ):
+        unread = bool(segment.data) and end > self.acknowledged and self.owner is None
+        if unread and self.state in _FIN_SENT and self._stack.time() >= self._lingers_until:
             # RFC 9293 section 3.6.1 with RFC 1122 4.2.2.13: data for a socket that was closed
             # cannot be read by anybody, which the peer learns by an RST.
             self._send(RST | ACK, self.next)

@@ -101,14 +101,30 @@ def test_reset(seed: int) -> None:
     assert ends.server.closed(theirs) is Cause.RESET
 
 
-def test_bytes_for_a_closed_socket_are_answered_with_reset(seed: int) -> None:
+def test_bytes_that_cross_the_end_hurt_nobody(seed: int) -> None:
     ends = Ends(seed, Link(delay=0.1))
     ours, theirs = ends.open()
+    ends.client.write(ours, b"last words")
     ends.client.shut(ours)
     ends.server.write(theirs, b"crosses the FIN")
     ends.world.run()
-    assert "RST+ACK" in ends.flags()
-    assert ends.server.closed(theirs) in (Cause.END_OF_STREAM, Cause.RESET)
+    assert "RST" not in "".join(ends.flags())
+    assert ends.client.stream(ours) == b""
+    assert ends.server.stream(theirs) == b"last words"
+    assert ends.server.closed(theirs) is Cause.END_OF_STREAM
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_bytes_for_a_closed_socket_are_answered_with_reset(seed: int, late: bool) -> None:
+    ends = Ends(seed)
+    ours, theirs = ends.open()
+    ends.server.hold(theirs)  # so that it does not learn of the end, and goes on
+    ends.client.shut(ours)
+    ends.world.run(max_time=6 if late else 4)
+    ends.server.write(theirs, b"too late")
+    ends.world.run(max_time=3)
+    assert ("RST+ACK" in ends.flags()) is late
+    assert ends.server.closed(theirs) is (Cause.RESET if late else None)
 
 
 def test_a_closed_port_refuses(seed: int) -> None:
@@ -526,12 +542,15 @@ def test_a_client_that_takes_no_answers_is_not_read(seed: int) -> None:
     assert ends.server.stream(theirs) == b"more, please"
 
 
-def test_unread_octets_are_lost_with_a_reset(seed: int) -> None:
+def test_unread_octets_are_lost_without_a_word(seed: int) -> None:
     ends = Ends(seed)
     ours, theirs = ends.open()
     ends.server.hold(theirs)
-    ends.client.write(ours, b"for nobody")
+    ends.client.write(ours, bytes(WINDOW + 1000))  # the window is closed
     ends.world.run(max_time=5)
+    ends.server.write(theirs, b"last words")
     ends.server.shut(theirs)
     ends.world.run(max_time=5)
-    assert ends.client.closed(ours) is Cause.RESET
+    assert ends.client.stream(ours) == b"last words"
+    assert ends.client.closed(ours) is Cause.END_OF_STREAM
+    assert "RST" not in "".join(ends.flags())

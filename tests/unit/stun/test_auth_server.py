@@ -292,10 +292,17 @@ class TestStaleNonce:
         message, key = modern(server, nonce=fresh)
         assert isinstance(server.validate(received(message, sha256_key=key), CLIENT, now), Accepted)
 
-    def test_another_clients(self):
+    def test_another_hosts(self):
         server = authenticator()
         message, key = modern(server)
-        self.outcome(server, message, key, source=Address("192.0.2.7", 40001))
+        self.outcome(server, message, key, source=Address("192.0.2.8", CLIENT.port))
+
+    def test_not_one_of_another_port_of_the_host(self):
+        # As with each data connection of RFC 6062.
+        server = authenticator()
+        message, key = modern(server)
+        source = Address(CLIENT.host, CLIENT.port + 1)
+        assert isinstance(server.validate(received(message, sha256_key=key), source, 0), Accepted)
 
     def test_invented(self):
         server = authenticator()

@@ -6,7 +6,6 @@ import contextlib
 import os
 import socket
 import ssl
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,52 +34,11 @@ from stun.sansio import (
 from stun.streams import Networks
 from stun.tls import ClientTls, ServerTls
 from tools.certificate import write_self_signed
-from tools.driving import PATIENCE, Recorder, Runner, Told
+from tools.driving import PATIENCE, Recorder, Runner, Told, beside, connect, free_port
 
 LOCALHOST = "127.0.0.1"
 ANY = Address(LOCALHOST, 0)
 STUN = bytes.fromhex("000100002112a442") + bytes(12)
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind((LOCALHOST, 0))
-        port: int = sock.getsockname()[1]
-        return port
-
-
-def beside(
-    run: Runner,
-    machine: Recorder,
-    peer: Callable[[], None],
-    done: Callable[[], object],
-    **options: object,
-) -> None:
-    """Run a blocking peer in a thread beside the driver, and raise here what it raises."""
-    failures: list[BaseException] = []
-
-    def guarded() -> None:
-        try:
-            peer()
-        except BaseException as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=guarded)
-
-    def begin(_: int) -> None:
-        run.driver.flush()  # the listener is there before anybody comes
-        thread.start()
-
-    try:
-        run(machine, lambda: failures or done(), begin=begin, **options)
-    finally:
-        thread.join(PATIENCE)
-    if failures:
-        raise failures[0]
-
-
-def connect(address: Address) -> socket.socket:
-    return socket.create_connection(address, PATIENCE)
 
 
 def echo(machine: Recorder, event: Told) -> None:

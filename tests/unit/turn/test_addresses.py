@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from stun.errors import UsageError
-from turn import addresses
-from turn.addresses import (
+from turn.daemon import addresses
+from turn.daemon.addresses import (
     LocalAddress,
     changes,
     choose_relays,

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from stun.errors import UsageError
-from turn.admin import AdminSocket, NotRunning, Refused, ask, default_path
+from turn.daemon.admin import AdminSocket, NotRunning, Refused, ask, default_path
 
 
 async def echo(request: Mapping[str, Any]) -> Any:

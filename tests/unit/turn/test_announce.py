@@ -9,10 +9,10 @@ from rich.console import Console
 
 from stun.discovery import Transport
 from stun.sansio import Address, Cause
-from turn.addresses import LocalAddress
-from turn.announce import MOST_URIS, advise, announce, ports_advice, relay_advice
-from turn.config import Flags, load
-from turn.plan import Credential, Plan, make_plan
+from turn.daemon.addresses import LocalAddress
+from turn.daemon.announce import MOST_URIS, advise, announce, ports_advice, relay_advice
+from turn.daemon.config import Flags, load
+from turn.daemon.plan import Credential, Plan, make_plan
 from turn.server.events import CannotServe, Serving
 
 MACHINE = (LocalAddress("127.0.0.1", "lo"), LocalAddress("10.0.0.5", "eth0"))

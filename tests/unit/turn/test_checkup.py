@@ -16,14 +16,14 @@ import pytest
 from stun.discovery import Target, Transport
 from stun.sansio import Address
 from tools.certificate import DAY, Issued, issue
-from turn import checkup
-from turn.checkup import Finding, Level, check_chain, check_status, remedy, worst
 from turn.client.errors import (
     InsufficientCapacity,
     NotAuthenticated,
     QuotaReached,
     ServerUnreachable,
 )
+from turn.daemon import checkup
+from turn.daemon.checkup import Finding, Level, check_chain, check_status, remedy, worst
 
 NOW = 1_800_000_000.0
 HEALTHY: dict[str, Any] = {

@@ -18,8 +18,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from turn import cli
-from turn.cli import LIMITS, make_flags, run_command, turnd
+from turn.daemon import cli
+from turn.daemon.cli import LIMITS, make_flags, run_command, turnd
 from turn.server.config import Limits
 
 
@@ -195,7 +195,7 @@ def test_version_and_help(run: Any) -> None:
 
 def test_help_loads_little() -> None:
     code = (
-        "import sys; from turn.cli import run_command; run_command(['--help']); "
+        "import sys; from turn.daemon.cli import run_command; run_command(['--help']); "
         "print('loaded', *(m for m in ('pydantic', 'rich.console', 'structlog', 'cryptography', "
         "'prometheus_client', 'OpenSSL') if m in sys.modules), file=sys.stderr)"
     )
@@ -210,7 +210,7 @@ def test_help_loads_little() -> None:
 def program(log: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     with log.open("w") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "turn.cli", *arguments],
+            [sys.executable, "-m", "turn.daemon.cli", *arguments],
             stdout=out, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
         try:
@@ -271,7 +271,7 @@ def test_a_port_in_use_is_status_1(tmp_path: Path) -> None:
     with program(log, *arguments) as process:
         appears(log, "credential", process)
         done = subprocess.run(
-            [sys.executable, "-m", "turn.cli", *arguments], capture_output=True, text=True,
+            [sys.executable, "-m", "turn.daemon.cli", *arguments], capture_output=True, text=True,
             timeout=30, check=False,
         )  # fmt: skip
         assert done.returncode == 1
@@ -297,7 +297,7 @@ def test_a_reader_that_goes_is_no_error() -> None:
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run(
-        [sys.executable, "-m", "turn.cli", "--help"], stdout=write, stderr=subprocess.PIPE,
+        [sys.executable, "-m", "turn.daemon.cli", "--help"], stdout=write, stderr=subprocess.PIPE,
         check=False,
     )  # fmt: skip
     os.close(write)

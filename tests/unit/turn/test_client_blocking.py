@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import socket
 import threading
 from collections.abc import Iterator
@@ -77,14 +78,22 @@ def udp() -> Iterator[socket.socket]:
         yield peer
 
 
+def arrival(relay: blocking.Relay, peer: socket.socket) -> tuple[bytes, tuple[str, int]]:
+    """Run the relay until something reaches the peer: the first datagram waits for a permission."""
+    for _ in range(500):
+        relay.run(0.01)
+        if select.select([peer], [], [], 0)[0]:
+            return peer.recvfrom(100)
+    raise AssertionError("nothing reached the peer")
+
+
 @pytest.mark.parametrize("transport", [Transport.UDP, Transport.TCP])
 def test_datagrams(targets: dict[Transport, Target], transport: Transport) -> None:
     with udp() as peer, blocking.connect(targets[transport], credentials=USER) as relay:
         there = peer.getsockname()
         for number in range(8):
             relay.send(b"%d" % number, there)
-            relay.run(0.02)  # the first one waits for its permission, and so for the server
-            assert peer.recvfrom(100) == (b"%d" % number, tuple(relay.relayed_address))
+            assert arrival(relay, peer) == (b"%d" % number, tuple(relay.relayed_address))
             peer.sendto(b"re: %d" % number, relay.relayed_address)
             assert relay.recv(5) == (b"re: %d" % number, there)
         with pytest.raises(TimeoutError, match=r"within 0\.01 s"):

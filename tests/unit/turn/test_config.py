@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,11 @@ from hypothesis import strategies as st
 from stun.discovery import Transport
 from stun.sansio import Address
 from stun.users import StoredKeys
-from turn import settings_values as values
-from turn.config import ConfigError, Flags, effective, load
+from turn.daemon import settings_values as values
+from turn.daemon.config import ConfigError, Flags, effective, load
+from turn.daemon.settings import Settings, allowed_keys
+from turn.daemon.settings_values import Hidden, ListenUrl, Relay
 from turn.server.config import Limits
-from turn.settings import Settings, allowed_keys
-from turn.settings_values import Hidden, ListenUrl, Relay
 
 
 @pytest.fixture
@@ -224,7 +226,7 @@ def test_every_error_has_its_line_and_they_are_told_in_order(problems: Any) -> N
         ),
         (
             '[relay]\naddresses = ["0.0.0.0"]',
-            "line 2: relay.addresses[0]: '0.0.0.0': relayed addresses need one address, not every "
+            "line 2: relay.addresses[0]: '0.0.0.0': peers need one address to send to, not every "
             "one",
         ),
         (
@@ -444,6 +446,26 @@ def test_the_effective_configuration_of_nothing() -> None:
     shown = effective(load())
     assert 'realm = "natkit"' in shown
     assert "allocations_per_user = 200" in shown
+
+
+DOCUMENT = Path(__file__).parents[3] / "docs" / "turnd.md"
+
+
+def test_the_example_of_the_document_is_a_configuration(read: Any, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("north")
+    (example,) = re.findall(r"```toml\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    settings = read(example)
+    assert len(settings.listen) == 3
+    assert settings.auth.secrets[0].text == "north"
+
+
+def test_the_document_has_every_key_and_every_limit() -> None:
+    text = DOCUMENT.read_text()
+    for path in ((), *((name,) for name in Settings.model_fields)):
+        for key in allowed_keys(path):
+            assert key in text, (*path, key)
+    for field in fields(Limits):
+        assert f"`{field.name}` | {field.default} |" in text
 
 
 def test_keys_that_tables_may_have() -> None:

@@ -439,7 +439,7 @@ def test_what_a_new_socket_caught_of_strangers_is_not_relayed(core: Core, hosts:
 def test_without_descriptors_to_spare_a_busy_flow_stays_as_it_is(
     core: Core, hosts: Hosts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plane_module, "_descriptors", lambda: 3)
+    monkeypatch.setattr(plane_module, "descriptors", lambda: 3)
     server, relay = core.open(1, "127.0.0.1", serves=True), core.open(2, "127.0.0.1")
     client, peer = hosts(), hosts()
     route = install(core, client, server, relay, peer)

@@ -11,7 +11,7 @@ import pytest
 from stun.discovery import Transport
 from stun.registry import ErrorCode, Method
 from stun.sansio import SECOND, Address, Cause
-from turn.logs import Format, Journal, logger
+from turn.daemon.logs import Format, Journal, logger
 from turn.meter import Usage
 from turn.server.events import (
     AllocationCreated,

@@ -14,8 +14,8 @@ from stun.discovery import Transport
 from stun.errors import DropReason, UsageError
 from stun.registry import Method
 from stun.sansio import MILLISECOND, SECOND, Address
+from turn.daemon.metrics import MetricsServer, registry
 from turn.meter import Usage
-from turn.metrics import MetricsServer, registry
 from turn.server.events import EndReason
 from turn.server.metrics import Metrics
 

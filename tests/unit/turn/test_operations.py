@@ -14,10 +14,10 @@ from click.testing import CliRunner
 from stun.discovery import Transport
 from stun.errors import UsageError
 from stun.sansio import SECOND, Address, Instant
-from turn import admin_cli
-from turn.admin import AdminSocket
+from turn.daemon import admin_cli
+from turn.daemon.admin import AdminSocket
+from turn.daemon.operations import Minted, commands
 from turn.meter import Usage
-from turn.operations import Minted, commands
 from turn.server.events import SessionInfo
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from stun.discovery import Transport
 from stun.sansio import Address
-from turn.addresses import LocalAddress
-from turn.config import ConfigError, Flags, load
-from turn.plan import Credential, Plan, make_plan, make_tokens, make_users, turn_uris
+from turn.daemon.addresses import LocalAddress
+from turn.daemon.config import ConfigError, Flags, load
+from turn.daemon.plan import Credential, Plan, make_plan, make_tokens, make_users, turn_uris
 from turn.server.config import ListenAt, RelayAddress
 
 MACHINE = (
@@ -101,6 +101,19 @@ def test_private_relays_are_warned_of() -> None:
     assert "--relay-address 10.0.0.5=PUBLIC" in warning
     # Who opens a private network relays within it.
     assert not plan(relay__addresses=["10.0.0.5"], peers__allow=["10.0.0.0/8"]).warnings
+
+
+def test_a_machine_may_know_its_public_address_alone() -> None:
+    behind_a_nat = MACHINE[:2] + MACHINE[3:4]
+    made = plan(
+        machine=behind_a_nat,
+        route={4: "10.0.0.5", 6: None}.get,
+        relay__addresses=["0.0.0.0=203.0.114.7"],
+    )
+    assert made.config.relays == (RelayAddress("10.0.0.5", "203.0.114.7"),)
+    assert not made.warnings
+    with pytest.raises(ConfigError, match="no address of that family"):
+        plan(machine=behind_a_nat, relay__addresses=["::=2001:db8::1"])
 
 
 def test_long_realms_are_warned_of() -> None:

@@ -81,3 +81,16 @@ def test_short_lives_leave_nothing_behind() -> None:
         expiry.set(thing, 600)
         expiry.cancel(thing)
     assert len(expiry._heap) <= SLACK + 1
+
+
+def test_nothing_is_awaited_when_nothing_is_to_be_due() -> None:
+    expiry: Expiry[str] = Expiry()
+    for at in (30, 20, 10):
+        expiry.set("one", at)
+    expiry.set("two", 40)
+    expiry.cancel("two")
+    assert expiry.next() == 10
+    expiry.cancel("one")
+    assert expiry.next() is None
+    expiry.set("one", 50)
+    assert expiry.next() == 50

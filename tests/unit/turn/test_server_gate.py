@@ -19,7 +19,7 @@ from stun.users import Gap, Password, Secret, StaticUsers
 from tools.turndesk import HOST, PEER, UDP, UNLIMITED, Desk, code
 from turn.server.config import Limits
 from turn.server.events import LookUp, RequestRefused
-from turn.server.gate import MOST_WAITING, PATIENCE
+from turn.server.gate import MOST_OF_A_CLIENT, MOST_WAITING, PATIENCE
 
 TRANSPORT = (a.REQUESTED_TRANSPORT, UDP)
 SERVER = Address(HOST, 3478)
@@ -111,10 +111,11 @@ def test_nothing_is_remembered_of_strangers() -> None:
                 pass
 
     tracemalloc.start()
-    flood(0, 6000)  # the caches of text forms and octets are full by then
+    # By then the caches of text forms and octets are full, and their tables are made anew.
+    flood(0, 15_000)
     gc.collect()
     before = tracemalloc.get_traced_memory()[0]
-    flood(6000, 20_000)
+    flood(15_000, 20_000)
     gc.collect()
     grown = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
@@ -175,8 +176,8 @@ class Database:
     def secrets(self, username: str, unix_time: int) -> Sequence[Secret | Gap]:
         return self.known.get(username, (Gap.NOT_YET,))
 
-    def by_userhash(self, value: bytes) -> str | Gap | None:
-        return self.names.by_userhash(value)
+    def by_userhash(self, value: bytes, unix_time: int) -> str | Gap | None:
+        return self.names.by_userhash(value, unix_time)
 
 
 def _alice() -> LookUp:
@@ -227,11 +228,11 @@ def test_nobody_waits_for_longer_than_three_seconds() -> None:
 
 def test_no_more_wait_than_there_is_room_for() -> None:
     desk = Desk(users=Database(), limits=UNLIMITED)
-    caller = desk.caller()
-    caller.ask(Method.ALLOCATE, TRANSPORT)
-    for _ in range(MOST_WAITING + 10):
-        caller.say(caller.requested)
-    assert desk.server.drops == {DropReason.RATE_LIMITED: 11}
+    for number in range(MOST_WAITING + 10):
+        host = f"192.52.193.{number // MOST_OF_A_CLIENT}"
+        caller = desk.caller(address=Address(host, 1000))
+        caller.ask(Method.ALLOCATE, TRANSPORT)
+    assert desk.server.drops == {DropReason.RATE_LIMITED: 10}
     desk.wait(4)
     assert desk.server.drops[DropReason.NOBODY_ANSWERED] == MOST_WAITING
 

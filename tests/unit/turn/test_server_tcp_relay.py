@@ -248,6 +248,11 @@ def rig() -> Rig:
     return Rig()
 
 
+def free(*handles: Handle) -> list[Output]:
+    """What tells a driver that the relay decides what is read of these, and that they are."""
+    return [Hold(handle, held=False) for handle in handles]
+
+
 # Connect: RFC 6062 section 5.2. -------------------------------------------------------------------
 
 
@@ -467,6 +472,7 @@ def test_a_bound_connection_carries_octets_both_ways(rig: Rig) -> None:
 def test_a_peers_connection_is_bound_like_a_dialled_one(rig: Rig) -> None:
     peer = rig.accepted()
     client = rig.bind(rig.machine.indications[0][1].get(CONNECTION_ID))
+    assert rig.orders() == free(client, peer)
     rig.tell(Arrived(peer, b"hello"))
     assert rig.orders() == [Write(client, b"hello")]
 
@@ -557,8 +563,8 @@ def test_bind_on_a_connection_that_has_gone_leaves_the_peer_pending(rig: Rig) ->
 
 def test_what_follows_the_request_in_its_segment_is_the_first_data(rig: Rig) -> None:
     peer, identifier = rig.connected()
-    rig.bind(identifier, behind=b"GET /")
-    assert rig.orders() == [Write(peer, b"GET /")]
+    client = rig.bind(identifier, behind=b"GET /")
+    assert rig.orders() == [*free(client, peer), Write(peer, b"GET /")]
     assert rig.allocation.meter.usage.octets_from_client == 5
 
 
@@ -591,7 +597,11 @@ def test_what_came_before_the_bind_is_delivered_first(rig: Rig) -> None:
     rig.tell(Arrived(peer, b"220 "), Arrived(peer, b"ready\r\n"))
     assert not rig.orders()
     client = rig.bind(identifier, behind=b"HELO")
-    assert rig.orders() == [Write(client, b"220 ready\r\n"), Write(peer, b"HELO")]
+    assert rig.orders() == [
+        Write(client, b"220 ready\r\n"),
+        *free(client, peer),
+        Write(peer, b"HELO"),
+    ]
     rig.tell(Arrived(peer, b"250"))
     assert rig.orders() == [Write(client, b"250")]
     assert rig.allocation.meter.usage.octets_to_client == 14
@@ -608,7 +618,7 @@ def test_a_peer_that_sends_much_before_the_bind_is_held_until_then(rig: Rig) -> 
     rig.tell(Arrived(peer, b"y"))  # was on its way
     assert not rig.orders()
     client = rig.bind(identifier)
-    assert rig.orders() == [Write(client, bytes(EARLY - 1) + b"xy"), Hold(peer, held=False)]
+    assert rig.orders() == [Write(client, bytes(EARLY - 1) + b"xy"), *free(client, peer)]
 
 
 def test_a_driver_that_cannot_hold_does_not_fill_the_memory(rig: Rig) -> None:
@@ -803,6 +813,17 @@ def test_what_was_written_need_not_wait_for_the_rate_when_its_source_closes() ->
     rig, peer, client = metered(1000)
     rig.tell(Arrived(peer, bytes(2000)), Closed(peer, Cause.END_OF_STREAM))
     assert rig.orders() == [Write(client, bytes(2000)), Hold(peer), Shut(client)]
+
+
+def test_what_came_before_the_bind_may_use_up_the_rate() -> None:
+    rig = Rig()
+    rig.allocation = rig.allocate(meter=Meter(Bucket(1000, 0, burst=1.0)))
+    peer, identifier = rig.connected()
+    rig.tell(Arrived(peer, bytes(2000)))
+    client = rig.bind(identifier)
+    assert rig.orders()[-2:] == [Hold(client, held=False), Hold(peer)]
+    rig.wait(3 * SECOND)
+    assert rig.orders() == [Hold(peer, held=False)]
 
 
 def test_an_allocation_that_ends_in_debt_leaves_no_timer() -> None:

@@ -226,6 +226,24 @@ def test_who_does_not_read_holds_the_sender_and_loses_nothing(rng: random.Random
     run(body)
 
 
+def test_who_does_not_read_can_still_send(rng: random.Random) -> None:
+    octets = rng.randbytes(MUCH)
+
+    async def body() -> None:
+        async with scene() as turn, turn.peer() as (address, accepted):
+            control, _ = await turn.allocate()
+            data = await turn.bind(await turn.connect(control, address))
+            data[0]._transport.pause_reading()  # type: ignore[attr-defined]
+            peer = await accepted.get()
+            flood = asyncio.create_task(send(peer, bytes(2 * MUCH), rng))
+            _, digest = await asyncio.gather(send(data, octets, rng), receive(peer, MUCH, rng))
+            assert digest == hashlib.sha256(octets).hexdigest()
+            assert not flood.done()
+            flood.cancel()
+
+    run(body)
+
+
 def test_what_was_sent_before_the_bind_and_before_the_end_is_delivered(rng: random.Random) -> None:
     octets = rng.randbytes(1 << 20)
 

@@ -16,11 +16,11 @@ import pytest
 from stun.errors import StunError, UsageError
 from stun.sansio import Address
 from tools.certificate import write_self_signed
-from turn.addresses import LocalAddress
-from turn.admin import ask
 from turn.client.aio import connect
-from turn.config import ConfigError, Flags, load
-from turn.service import CannotStart, Turnd
+from turn.daemon.addresses import LocalAddress
+from turn.daemon.admin import ask
+from turn.daemon.config import ConfigError, Flags, load
+from turn.daemon.service import CannotStart, Turnd
 from turn.users import open_table
 
 LOOPBACK = LocalAddress("127.0.0.1", "lo")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from turn import systemd
+from turn.daemon import systemd
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turn.toml_lines import Path, key_lines
+from turn.daemon.toml_lines import Path, key_lines
 
 DOCUMENT = '''\
 realm = "example.org"   # [not.a.table]

@@ -23,10 +23,10 @@ from pydantic import BaseModel, ValidationError
 from stun.errors import UsageError
 from stun.sansio import Address
 from stun.users import StoredKeys
-from turn import settings_values as values
-from turn.settings import DIRECTORY, Settings, allowed_keys
-from turn.toml_lines import Path as KeyPath
-from turn.toml_lines import key_lines
+from turn.daemon import settings_values as values
+from turn.daemon.settings import DIRECTORY, Settings, allowed_keys
+from turn.daemon.toml_lines import Path as KeyPath
+from turn.daemon.toml_lines import key_lines
 from turn.users.base import redacted
 
 if TYPE_CHECKING:

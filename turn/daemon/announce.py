@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from stun.discovery import Transport
 from stun.sansio import Address, Cause
-from turn.plan import Credential, Plan, turn_uris
+from turn.daemon.plan import Credential, Plan, turn_uris
 from turn.server.config import ListenAt
 from turn.server.events import CannotServe, Serving
 

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 from stun.errors import UsageError
 from stun.sansio import SECOND, Instant
-from turn.admin import Command
-from turn.logs import usage_fields
+from turn.daemon.admin import Command
+from turn.daemon.logs import usage_fields
 from turn.server.events import SessionInfo
 
 

@@ -1,8 +1,9 @@
 """turnd, running: the server machine with its driver, its users, its certificate and its operator.
 
-Theory of operation.  Everything that turnd is told comes as :class:`turn.settings.Settings`; with
-this machine's addresses they make a :class:`turn.plan.Plan`.  :class:`Turnd` starts one plan, and
-:meth:`Turnd.reload` makes another and goes over to it:
+Theory of operation.  Everything that turnd is told comes as
+:class:`turn.daemon.settings.Settings`; with this machine's addresses they make a
+:class:`turn.daemon.plan.Plan`.  :class:`Turnd` starts one plan, and :meth:`Turnd.reload` makes
+another and goes over to it:
 
 1. the settings are read and validated whole, the certificate is loaded, new listeners are bound
    for a moment, the database, the metrics port and the admin socket are opened: whatever can fail
@@ -31,16 +32,19 @@ from stun.nonce import NonceMaker
 from stun.sansio import Address, Cause, Instant
 from stun.tls import CertificateProblem, ServerTls
 from stun.users import UserStore
-from turn.addresses import Lister, changes, local_addresses, servable
 from turn.aio import RelayDriver
-from turn.announce import advise, ports_advice, relay_advice
-from turn.limits import descriptor_warning, raise_descriptor_limit
-from turn.logs import Journal, logger
+from turn.daemon.addresses import Lister, changes, local_addresses, servable
+from turn.daemon.announce import advise, ports_advice, relay_advice
+from turn.daemon.limits import descriptor_warning, raise_descriptor_limit
+from turn.daemon.logs import Journal, logger
+from turn.daemon.operations import Minted
+from turn.daemon.parts import Parts
+from turn.daemon.plan import Credential, Plan, make_plan, make_tokens, make_users, turn_uris
+from turn.daemon.probe import no_free_port, problem_with_listener, problem_with_relay
+from turn.daemon.settings import Settings
+from turn.daemon.systemd import notify, reloading, watchdog_interval
+from turn.daemon.watch import FileWatch
 from turn.meter import Usage
-from turn.operations import Minted
-from turn.parts import Parts
-from turn.plan import Credential, Plan, make_plan, make_tokens, make_users, turn_uris
-from turn.probe import no_free_port, problem_with_listener, problem_with_relay
 from turn.server.events import (
     CannotServe,
     Drained,
@@ -51,9 +55,6 @@ from turn.server.events import (
 )
 from turn.server.machine import Server
 from turn.server.metrics import Metrics
-from turn.settings import Settings
-from turn.systemd import notify, reloading, watchdog_interval
-from turn.watch import FileWatch
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
@@ -70,9 +71,9 @@ class Turnd:
     """A relay server with everything around it.
 
     ``load`` reads the configuration, at the start and at each reload; it raises
-    :class:`turn.config.ConfigError`, and so does making one of these.  ``on_ready`` is called once,
-    when it serves, and says whether it has told the operator where; if not, the log does.
-    ``version`` is for the metrics, ``watch`` in seconds.
+    :class:`turn.daemon.config.ConfigError`, and so does making one of these.  ``on_ready`` is
+    called once, when it serves, and says whether it has told the operator where; if not, the log
+    does.  ``version`` is for the metrics, ``watch`` in seconds.
     """
 
     def __init__(
@@ -339,7 +340,7 @@ class Turnd:
         self._driver.flush()
         return changed
 
-    # What its operator may do: turn.operations.Operated. ------------------------------------------
+    # What its operator may do: turn.daemon.operations.Operated. -----------------------------------
 
     def now(self) -> Instant:
         """Return the time by the server machine's clock."""
@@ -501,7 +502,7 @@ class Turnd:
     def _status_line(self) -> str:
         return f"{len(self.serving)} listeners, realm {self.settings.realm}"
 
-    # What the metrics show: turn.metrics.Source. --------------------------------------------------
+    # What the metrics show: turn.daemon.metrics.Source. -------------------------------------------
 
     @property
     def metrics(self) -> Metrics:

@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from stun.errors import StunError
-from turn.admin import ask, default_path
+from turn.daemon.admin import ask, default_path
 
 EXIT_FAILED = 1
 
@@ -56,6 +54,9 @@ def sessions(socket: Path | None, as_json: bool, user: str | None) -> None:
     if as_json:
         _print_json(found)
         return
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False)
     for title in ("SESSION", "USER", "CLIENT", "OVER", "RELAYED", "AGE", "EXPIRES", "SENT", "GOT"):
         right = title in {"AGE", "EXPIRES", "SENT", "GOT"}
@@ -148,7 +149,7 @@ def check(
     import asyncio
     import time
 
-    from turn.checkup import Finding, Level, Login, check_status, check_uri, worst
+    from turn.daemon.checkup import Finding, Level, Login, check_status, check_uri, worst
 
     findings: list[Finding] = []
 

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from turn.config import Flags
-    from turn.plan import Plan
-    from turn.service import Turnd
-    from turn.settings import Settings
+    from turn.daemon.config import Flags
+    from turn.daemon.plan import Plan
+    from turn.daemon.service import Turnd
+    from turn.daemon.settings import Settings
 
 SERVED, NOT_AVAILABLE, INTERRUPTED = 0, 1, 130
 """Exit codes; click itself answers wrong usage with 2, and so does a wrong configuration."""
@@ -175,7 +175,7 @@ def _configuration(function: F) -> F:
 
 def make_flags(given: dict[str, Any]) -> Flags:
     """Return what the command line said, in the shape of the file."""
-    from turn.config import Flags
+    from turn.daemon.config import Flags
 
     flags = Flags()
     for flag, path, _ in _CONFIGURATION:
@@ -216,8 +216,8 @@ class Given:
         self.given = given
 
     def load(self) -> Settings:
-        """Read the configuration; raises :class:`turn.config.ConfigError`."""
-        from turn.config import load
+        """Read the configuration; raises :class:`turn.daemon.config.ConfigError`."""
+        from turn.daemon.config import load
 
         return load(self.path, make_flags(self.given))
 
@@ -266,7 +266,7 @@ def turnd(ctx: click.Context, /, *, path: Path | None, check_config: bool, **giv
 def _serve(given: Given) -> int:
     import asyncio
 
-    from turn.service import Turnd
+    from turn.daemon.service import Turnd
 
     async def serve() -> None:
         await Turnd(given.load, on_ready=_announce, version=version()).run()
@@ -277,7 +277,7 @@ def _serve(given: Given) -> int:
 
 def _announce(running: Turnd) -> bool:
     """Say on standard output where turnd serves, where somebody reads it or must."""
-    from turn.announce import announce
+    from turn.daemon.announce import announce
 
     if running.made_up is None and not sys.stdout.isatty():
         return False
@@ -299,10 +299,10 @@ def _console() -> Any:
 
 
 def _check_config(given: Given) -> int:
-    from turn.addresses import local_addresses
-    from turn.announce import what_it_relays
-    from turn.config import effective
-    from turn.plan import make_plan
+    from turn.daemon.addresses import local_addresses
+    from turn.daemon.announce import what_it_relays
+    from turn.daemon.config import effective
+    from turn.daemon.plan import make_plan
 
     settings = given.load()
     plan = make_plan(settings, local_addresses())
@@ -312,7 +312,7 @@ def _check_config(given: Given) -> int:
     for warning in plan.warnings:
         click.echo(f"# warning: {warning}")
     if settings.tls is not None:
-        from turn.service import load_certificate
+        from turn.daemon.service import load_certificate
 
         tls = load_certificate(settings)
         click.echo(f"# certificate: {'none' if tls is None else tls.describe()}")
@@ -335,8 +335,8 @@ def _would_listen(plan: Plan) -> list[str]:
 @click.pass_obj
 def explain_peer(obj: Given, /, *, address: str, path: Path | None, **given: Any) -> int:
     """Say whether clients may relay to ADDRESS, by which rule, and how to change it."""
-    from turn.addresses import local_addresses
-    from turn.plan import make_plan
+    from turn.daemon.addresses import local_addresses
+    from turn.daemon.plan import make_plan
 
     settings = obj.beside(path, given).load()
     policy = make_plan(settings, local_addresses()).config.policy
@@ -432,7 +432,7 @@ def users_list(obj: Given, /, *, path: Path | None, **given: Any) -> int:
 
 # Commands that speak to a running turnd. ----------------------------------------------------------
 
-from turn.admin_cli import COMMANDS  # noqa: E402  (beside the commands that are here)
+from turn.daemon.admin_cli import COMMANDS  # noqa: E402  (beside the commands that are here)
 
 for _command in COMMANDS:
     turnd.add_command(_command)
@@ -474,6 +474,8 @@ def run_command(args: Sequence[str] | None = None) -> int:
         for line in str(error).splitlines():
             click.echo(f"turnd: {line}", err=True)
         return WRONG if isinstance(error, UsageError) else NOT_AVAILABLE
+    except SystemExit as end:
+        return int(end.code or SERVED)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:

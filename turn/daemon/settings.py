@@ -1,7 +1,7 @@
 """turnd's configuration as it is written: every key, its type, its default.
 
-The models refuse what they do not know.  Nothing here knows this machine: :mod:`turn.plan` makes of
-settings what is served on it.
+The models refuse what they do not know.  Nothing here knows this machine:
+:mod:`turn.daemon.plan` makes of settings what is served on it.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from stun.oauth import TokenKey
 from stun.sansio import Address
 from stun.strings import StringError
 from stun.users import StoredKeys
-from turn import settings_values as values
+from turn.daemon import settings_values as values
+from turn.daemon.settings_values import Hidden, ListenUrl, Relay
 from turn.server.config import DEFAULT_PORTS, Limits
-from turn.settings_values import Hidden, ListenUrl, Relay
 
 DIRECTORY = "directory"
 """In the context of validation: what relative paths start from."""
@@ -131,7 +131,7 @@ class Relaying(_Table):
     """``[relay]``: where relayed transport addresses are."""
 
     addresses: Annotated[tuple[RelayHost, ...], Field(strict=False)] = ()
-    """``A`` or ``A=PUBLIC``; none: see :func:`turn.addresses.choose_relays`."""
+    """``A`` or ``A=PUBLIC``; none: see :func:`turn.daemon.addresses.choose_relays`."""
     ports: Ports = DEFAULT_PORTS
     tcp: bool = True
     """TCP allocations (RFC 6062)."""
@@ -282,7 +282,7 @@ class Admin(_Table):
     """``[admin]``: the socket of ``turnd sessions`` and the like."""
 
     socket: File | Literal[False] | None = None
-    """``None``: :func:`turn.admin.default_path`; ``false``: none."""
+    """``None``: :func:`turn.daemon.admin.default_path`; ``false``: none."""
 
 
 class Discovery(_Table):

@@ -21,7 +21,7 @@ from stun.discovery import Transport
 from stun.errors import UsageError
 from stun.sansio import Address
 from stun.users import StoredKeys
-from turn.addresses import WILDCARDS, numeric_host
+from turn.daemon.addresses import WILDCARDS, numeric_host
 from turn.server.policy import parse_network
 
 T = TypeVar("T")
@@ -63,7 +63,10 @@ class ListenUrl:
 
 @dataclass(frozen=True, slots=True)
 class Relay:
-    """A host to relay from, and the one that peers see."""
+    """A host to relay from, and the one that peers see.
+
+    A wildcard stands for the host that turnd would choose by itself.
+    """
 
     local: str
     advertised: str
@@ -177,12 +180,15 @@ def address(value: Any, default_port: int | None = None) -> Address:
 
 
 def relay(value: Any) -> Relay:
-    """Read ``A`` or ``A=PUBLIC``, both numeric and of one family."""
+    """Read ``A`` or ``A=PUBLIC``, both numeric and of one family.
+
+    ``0.0.0.0=PUBLIC`` is for machines whose own address is not known beforehand: containers.
+    """
     text = _text(value, '"10.0.0.5" or "10.0.0.5=203.0.113.5"')
     local, equals, public = text.partition("=")
     made = Relay(_host(local), _host(public) if equals else _host(local))
-    if made.local in WILDCARDS or made.advertised in WILDCARDS:
-        raise ValueError(f"{text!r}: relayed addresses need one address, not every one")
+    if made.advertised in WILDCARDS:
+        raise ValueError(f"{text!r}: peers need one address to send to, not every one")
     if (":" in made.local) != (":" in made.advertised):
         raise ValueError(f"{text!r}: both addresses must be of one family, IPv4 or IPv6")
     return made

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from stun.errors import UsageError
 from stun.nonce import NonceMaker
-from turn.admin import AdminSocket, default_path
-from turn.metrics import MetricsServer, Source, registry
-from turn.operations import Operated, commands
+from turn.daemon.admin import AdminSocket, default_path
+from turn.daemon.metrics import MetricsServer, Source, registry
+from turn.daemon.operations import Operated, commands
+from turn.daemon.settings import Settings
 from turn.server.events import LookUp
-from turn.settings import Settings
 from turn.users.base import redacted
 from turn.users.cache import CachedUsers
 

@@ -15,20 +15,22 @@ from stun.discovery import Transport
 from stun.oauth import Tokens
 from stun.sansio import SECOND, Address
 from stun.users import StoredKeys, UserStore
-from turn.addresses import (
+from turn.daemon.addresses import (
     ANY_IPV4,
     ANY_IPV6,
+    WILDCARDS,
     LocalAddress,
+    RelayChoice,
     choose_relays,
     expand,
     route_host,
     servable,
 )
-from turn.config import ConfigError
+from turn.daemon.config import ConfigError
+from turn.daemon.settings import Settings
+from turn.daemon.settings_values import EVERY_HOST, Hidden, ListenUrl
 from turn.server.config import ListenAt, RelayAddress, ServerConfig
 from turn.server.policy import PeerPolicy
-from turn.settings import Settings
-from turn.settings_values import EVERY_HOST, Hidden, ListenUrl
 from turn.users.cache import CachedUsers
 
 DEFAULT_LISTENERS: Final = (
@@ -76,7 +78,7 @@ def make_plan(
 ) -> Plan:
     """Say what ``settings`` mean on a machine that has ``addresses``.
 
-    Raises :class:`turn.config.ConfigError` where they contradict each other or the machine.
+    Raises :class:`turn.daemon.config.ConfigError` where they contradict each other or the machine.
     """
     addresses = tuple(addresses)
     hosts = servable(addresses)
@@ -123,28 +125,34 @@ def make_plan(
 def _relays(
     settings: Settings, addresses: Iterable[LocalAddress], route: Callable[[int], str | None]
 ) -> tuple[tuple[RelayAddress, ...], list[str]]:
-    warnings = []
+    choice = choose_relays(addresses, _is_global, route)
     given = settings.relay.addresses
-    is_global = _is_global
     if given:
-        made = tuple(RelayAddress(relay.local, relay.advertised) for relay in given)
+        made = tuple(RelayAddress(_local(relay.local, choice), relay.advertised) for relay in given)
         private = [
             relay.local
-            for relay in given
-            if relay.local == relay.advertised and not is_global(relay.local)
+            for relay in made
+            if relay.local == relay.advertised and not _is_global(relay.local)
         ]
         # Who names a private address alone may well mean it: a network of his own.
-        if private and not settings.peers.allow:
-            warnings.append(_unreachable(private))
-        return made, warnings
-    choice = choose_relays(addresses, is_global, route)
+        return made, [_unreachable(private)] if private and not settings.peers.allow else []
     if not choice.hosts:
         raise ConfigError(
             ["this machine has no address to relay from; give one with --relay-address A"]
         )
-    if choice.private:
-        warnings.append(_unreachable(choice.private))
-    return tuple(RelayAddress(host, host) for host in choice.hosts), warnings
+    made = tuple(RelayAddress(host, host) for host in choice.hosts)
+    return made, [_unreachable(choice.private)] if choice.private else []
+
+
+def _local(host: str, choice: RelayChoice) -> str:
+    if host not in WILDCARDS:
+        return host
+    of_family = [one for one in choice.hosts if (":" in one) == (":" in host)]
+    if not of_family:
+        raise ConfigError(
+            [f"--relay-address {host}=...: this machine has no address of that family"]
+        )
+    return of_family[0]
 
 
 def _is_global(host: str) -> bool:
