@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TextIO
 
 from stun.aio import Driver
+from stun.discovery import Transport
 from stun.errors import UsageError
 from stun.sansio import Address, Cause
 from stun.server import (
@@ -28,7 +29,6 @@ from stun.server import (
     Serving,
     Site,
     Started,
-    Transport,
 )
 
 EXIT_SERVED = 0

@@ -259,7 +259,8 @@ class Authenticator:
             after_nonce.append((THIRD_PARTY_AUTHORIZATION.code, server))
         self._after_first_nonce = tuple(after_nonce)
         # What a request of an unknown user is measured against, so that it takes as long.
-        self._decoy = Password(hmac_sha256(nonces.secrets[0], b"no such user").hex())
+        self._decoy_key = hmac_sha256(nonces.secrets[0], b"no such user")
+        self._decoy = Password(self._decoy_key.hex())
         self._proven: OrderedDict[tuple[str, int, bool], tuple[Secret, bytes]] = OrderedDict()
 
     @property
@@ -406,10 +407,13 @@ class Authenticator:
         name = name or ""
         place = (name, algorithm, modern)
         known = self._proven.get(place)
+        tried: list[bytes] = []
         # The store was asked first: whose password was changed is not let in by an old key.
-        if known is not None and known[0] in secrets and check(request, known[1]):
-            self._proven.move_to_end(place)
-            return known[1]
+        if known is not None and known[0] in secrets:
+            if check(request, known[1]):
+                self._proven.move_to_end(place)
+                return known[1]
+            tried.append(known[1])
         gap = None
         derived = False
         for secret in secrets:
@@ -417,14 +421,18 @@ class Authenticator:
                 gap = secret if gap is None else Gap.NOT_YET
                 continue
             for key in secret.keys(name, self._realm, algorithm, modern=modern):
+                if key in tried:
+                    continue
                 if check(request, key):
                     self._keep(place, secret, key)
                     return key
+                tried.append(key)
             derived = derived or not isinstance(secret, StoredKeys)
+        # As long as for a user who has a password, which may give two keys.
         if not derived:
-            # As long as for a user who has a password.
-            for key in self._decoy.keys(name or "?", self._realm, algorithm, modern=modern):
-                check(request, key)
+            self._decoy.keys(name or "?", self._realm, algorithm, modern=modern)
+        for _ in range(len(tried), 2):
+            check(request, self._decoy_key)
         return gap
 
     def _keep(self, place: tuple[str, int, bool], secret: Secret, key: bytes) -> None:

@@ -16,6 +16,7 @@ import hashlib
 import hmac
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import lru_cache
 from typing import NamedTuple
 
 from stun.errors import UsageError
@@ -49,7 +50,7 @@ class Integrity(Enum):
     SHA256 = "MESSAGE-INTEGRITY-SHA256"
 
 
-def _strip(text: str) -> str:
+def stripped(text: str) -> str:
     """Take off "any quotes and trailing nulls" (RFC 8489 section 9.2.2)."""
     text = text.rstrip("\0")
     return text[1:-1] if len(text) >= 2 and text[0] == text[-1] == '"' else text
@@ -69,10 +70,21 @@ def long_term_key(
     leaves prepared strings as they are.  Raises :class:`stun.strings.StringError` when a string
     cannot be prepared, :class:`stun.errors.UsageError` for an algorithm that is not supported.
     """
-    who, where = profile.prepare(_strip(username)), _strip(realm)
+    who, where = profile.prepare(stripped(username)), prepared_realm(realm, profile)
+    return key_of_prepared(who, where, profile.prepare(password.rstrip("\0")), algorithm)
+
+
+@lru_cache(64)
+def prepared_realm(realm: str, profile: Profile) -> str:
+    """Return a realm as it goes into keys; raises :class:`stun.strings.StringError`."""
+    where = stripped(realm)
     # OpaqueString refuses the empty string; servers that were given no realm have one.
-    where = profile.prepare(where) if where else where
-    text = f"{who}:{where}:{profile.prepare(password.rstrip(chr(0)))}".encode()
+    return profile.prepare(where) if where else where
+
+
+def key_of_prepared(username: str, realm: str, password: str, algorithm: int) -> bytes:
+    """Return what :func:`long_term_key` does, of strings that are prepared and stripped."""
+    text = f"{username}:{realm}:{password}".encode()
     if algorithm == PasswordAlgorithm.MD5:
         # The protocol's choice, not ours; it keys an HMAC.
         return hashlib.md5(text, usedforsecurity=False).digest()
@@ -88,8 +100,8 @@ def short_term_key(password: str, *, profile: Profile = Profile.OPAQUE_STRING) -
 
 def userhash(username: str, realm: str) -> bytes:
     """Return the value of USERHASH, 32 octets (RFC 8489 section 14.4)."""
-    where = _strip(realm)
-    text = f"{opaque_string(_strip(username))}:{opaque_string(where) if where else where}"
+    where = stripped(realm)
+    text = f"{opaque_string(stripped(username))}:{opaque_string(where) if where else where}"
     return hashlib.sha256(text.encode()).digest()
 
 

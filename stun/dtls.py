@@ -58,7 +58,15 @@ from stun.sockaddr import (
     is_wildcard,
     to_sockaddr,
 )
-from stun.tls import DTLS_MTU, ClientTls, NoCommonProtocol, ServerTls, name_matches
+from stun.tls import (
+    DTLS_MTU,
+    CertificateProblem,
+    ClientTls,
+    NoCommonProtocol,
+    ServerTls,
+    ascii_name,
+    name_matches,
+)
 
 HANDSHAKE: Final = 10 * SECOND
 """How long a handshake may take: 1, 2 and 4 s until OpenSSL has sent a flight four times."""
@@ -78,6 +86,7 @@ _LARGEST_RECORD = 1 << 14
 _OVERHEAD = 128
 """No less than what a record adds to its content with any of the cipher suites in use."""
 _SWEEPS = 8
+_PRECISION = 5_000_000  # ns
 _VERIFY_ERRORS = {
     9: "it is not valid yet",
     10: "it has expired",
@@ -203,13 +212,18 @@ class Dtls:
         if self._server_tls is None:  # taken away since the port was opened
             self.counts["DTLS clients turned away: there is no certificate"] += 1
             return
+        try:
+            context = self._server_tls.datagrams
+        except CertificateProblem as error:
+            self.counts[f"DTLS clients turned away: {error.problem}"] += 1
+            return
         if len(self._sessions) >= SESSIONS:
             self.counts["DTLS clients turned away: too many sessions"] += 1
             return
         if len(self._handshakes) >= HANDSHAKES:
             oldest = next(iter(self._handshakes))
             self._end(oldest, Cause.OTHER, "gave way to a newer one")
-        connection = SSL.Connection(self._server_tls.datagrams, None)
+        connection = SSL.Connection(context, None)
         connection.set_accept_state()
         connection.set_ciphertext_mtu(DTLS_MTU)
         connection.bio_write(data)
@@ -305,7 +319,10 @@ class Dtls:
     def _is_for(self, session: _Session) -> bool:
         if not self._client().streams.check_hostname:
             return True
-        certificate = session.connection.get_peer_certificate(as_cryptography=True)
+        try:
+            certificate = session.connection.get_peer_certificate(as_cryptography=True)
+        except ValueError:  # OpenSSL reads what the other library does not
+            return False
         return certificate is not None and name_matches(certificate, session.server_name)
 
     def _send_records(self, session: _Session) -> None:
@@ -327,7 +344,13 @@ class Dtls:
 
     def dial(self, order: Dial) -> None:
         """Begin a session with a server."""
-        local = order.local
+        local, name = order.local, order.server_name
+        if name is not None and not _is_numeric(name):
+            try:
+                name = ascii_name(name)
+            except ValueError as error:
+                self._core.tell(Closed(order.handle, Cause.TLS_FAILED, str(error)))
+                return
         if is_wildcard(local.host):
             # The records have to be sent from one address, and Connected has to name it.
             try:
@@ -347,10 +370,10 @@ class Dtls:
         connection.set_ciphertext_mtu(DTLS_MTU)
         session = _Session((outcome.local, order.remote), order.handle, connection)
         connection.set_app_data(session)
-        if order.server_name is not None:
-            session.server_name = order.server_name
-            if not _is_numeric(order.server_name):
-                connection.set_tlsext_host_name(order.server_name.encode("idna"))
+        if name is not None:
+            session.server_name = name
+            if not _is_numeric(name):
+                connection.set_tlsext_host_name(name.encode())
         self._begin(session, self._core.reactor.now())
 
     def _client(self) -> ClientTls:
@@ -440,9 +463,12 @@ class Dtls:
         if left is None:
             session.due = None
             return
-        session.due = self._core.reactor.now() + int(left * SECOND)
+        due = self._core.reactor.now() + int(left * SECOND)
+        if session.due is not None and abs(due - session.due) < _PRECISION:
+            return  # the same timer: nobody fills the heap by sending what moves nothing
+        session.due = due
         self._timer_number += 1
-        heapq.heappush(self._timers, (session.due, self._timer_number, session))
+        heapq.heappush(self._timers, (due, self._timer_number, session))
 
     def deadline(self) -> Instant | None:
         """Say when :meth:`on_time` is to be called, or ``None``."""
@@ -494,7 +520,7 @@ def _on_verify(connection: SSL.Connection, _: object, code: int, __: int, ok: in
 
 def _is_numeric(name: str) -> bool:
     for family in (socket.AF_INET, socket.AF_INET6):
-        with suppress(OSError):
+        with suppress(OSError, ValueError):
             socket.inet_pton(family, name.partition("%")[0])
             return True
     return False

@@ -16,6 +16,7 @@ from stun import proxy
 from stun.hello import (
     ALERT_NO_APPLICATION_PROTOCOL,
     HANDSHAKE,
+    Overlong,
     read_stream,
     speaks_our_protocol,
 )
@@ -75,7 +76,10 @@ class Entrance:
             if self._security is Security.REQUIRED:
                 return Refused("not TLS, on a port for TLS only")
             return self._ready(secure=False)
-        hello = read_stream(self._data)
+        try:
+            hello = read_stream(self._data)
+        except Overlong:
+            return Refused("TLS client whose ClientHello is too long, or in too many records")
         if isinstance(hello, int):
             self._needed = hello
             return None

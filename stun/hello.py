@@ -20,6 +20,9 @@ ALPN_LABELS: Final = (b"stun.turn", b"stun.nat-discovery")
 """What a STUN or TURN server speaks (RFC 7443 section 2)."""
 HELLO_LIMIT: Final = 1 << 14
 """Octets of a ClientHello that are waited for; OpenSSL allows 131396, real ones have under 2000."""
+RECORDS_LIMIT: Final = 128
+"""Records that one may come in.  Each is looked at again when the next one comes, so one in records
+of an octet would keep the server busy for a minute.  Whole is how nearly all come."""
 
 _CLIENT_HELLO = 1
 _HELLO_VERIFY_REQUEST = 3
@@ -28,6 +31,10 @@ _RECORD = 5
 _DTLS_RECORD = 13
 _DTLS_HANDSHAKE = 12
 _DTLS_1_0 = b"\xfe\xff"
+
+
+class Overlong(Exception):
+    """A ClientHello of more octets, or in more records, than anybody's is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +103,11 @@ def read_stream(data: bytes) -> ClientHello | int | None:
 
     Returns how many octets it takes at least to know more, when ``data`` is the beginning of one,
     and ``None`` for what is no ClientHello, which the TLS library shall refuse in its own words.
+    Raises :class:`Overlong` for what that library might take, but which is not read for its ALPN.
     """
     message = bytearray()
     at = 0
-    while True:
+    for _ in range(RECORDS_LIMIT):
         if len(data) < at + _RECORD:
             return at + _RECORD
         size = int.from_bytes(data[at + 3 : at + 5], "big")
@@ -112,12 +120,13 @@ def read_stream(data: bytes) -> ClientHello | int | None:
         if len(message) >= 4:
             length = 4 + int.from_bytes(message[1:4], "big")
             if length > HELLO_LIMIT:
-                return None
+                raise Overlong
             if len(message) >= length:
                 return _body(bytes(message[4:length]), datagram=False)
         at += _RECORD + size
         if len(data) < at:
             return at
+    raise Overlong
 
 
 def read_datagram(data: bytes) -> ClientHello | None:

@@ -17,13 +17,13 @@ from __future__ import annotations
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from itertools import count
 from typing import Final, NamedTuple, TypeAlias
 
 from stun.attributes import CONNECT_BACK, FINGERPRINT, ConnectBack, host_octets
 from stun.codec import Message, decode, encode
 from stun.connectback import Dialler, Kind
+from stun.discovery import Transport
 from stun.errors import DecodeError, DropReason, UsageError
 from stun.framing import StunStream
 from stun.ratelimit import PrefixLimiter
@@ -62,14 +62,6 @@ class Site(NamedTuple):
 
     primary: Address
     alternate: Address | None = None
-
-
-class Transport(StrEnum):
-    """What an endpoint speaks."""
-
-    UDP = "UDP"
-    TCP = "TCP"
-    TLS = "TLS"
 
 
 @dataclass(frozen=True, slots=True)

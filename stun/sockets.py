@@ -44,7 +44,7 @@ from stun.sansio import (
     Write,
 )
 from stun.streams import NO_CERTIFICATE, Streams
-from stun.tls import ClientTls, ServerTls
+from stun.tls import CertificateProblem, ClientTls, ServerTls
 
 if TYPE_CHECKING:
     from stun.dtls import Dtls
@@ -240,13 +240,23 @@ class Sockets(Generic[Event]):
 
     def _open_udp(self, order: OpenUdp) -> None:
         self._check_free(order.handle)
-        if order.security is not Security.NONE and self._server_tls is None:
-            self.tell(Closed(order.handle, Cause.TLS_FAILED, NO_CERTIFICATE))
+        if order.security is not Security.NONE and (problem := self._dtls_problem()):
+            self.tell(Closed(order.handle, Cause.TLS_FAILED, problem))
             return
         outcome = self.datagrams.open(order)
         if type(outcome) is Opened:
             self._udp.add(order.handle)
         self.tell(outcome)
+
+    def _dtls_problem(self) -> str:
+        """Say why DTLS cannot be served: better now than to the first client."""
+        if self._server_tls is None:
+            return NO_CERTIFICATE
+        try:
+            _ = self._server_tls.datagrams
+        except CertificateProblem as error:
+            return str(error)
+        return ""
 
     def _listen(self, order: Listen) -> None:
         self._check_free(order.handle)

@@ -265,7 +265,7 @@ class Streams:
                 if self._tls is None:
                     self._tls = ssl.create_default_context()
                 stream.use_tls(self._tls, server_name=order.server_name)
-            except (ssl.SSLError, ValueError) as error:
+            except (ssl.SSLError, ValueError, TypeError) as error:  # of what is no server's name
                 stream.close(reset=True)
                 self._core.tell(Closed(order.handle, Cause.TLS_FAILED, str(error)))
                 return

@@ -128,6 +128,8 @@ class ServerTls:
         material = self._load()
         changed = material.octets != self._material.octets
         if changed:
+            if self._material.datagrams is not None:
+                material.datagrams = self._for_datagrams(material)
             self._material = material
         return changed
 
@@ -168,11 +170,24 @@ class ServerTls:
 
     @property
     def datagrams(self) -> SSL.Context:
-        """The context for DTLS sessions that begin now."""
+        """The context for DTLS sessions that begin now; may raise :class:`CertificateProblem`.
+
+        Made when it is first asked for: two libraries have an OpenSSL of their own each.
+        """
         material = self._material
         if material.datagrams is None:
-            material.datagrams = _dtls_context(material)
+            material.datagrams = self._for_datagrams(material)
         return material.datagrams
+
+    def _for_datagrams(self, material: _Material) -> SSL.Context:
+        from OpenSSL import SSL
+
+        try:
+            return _dtls_context(material)
+        except (SSL.Error, TypeError, ValueError) as error:
+            raise CertificateProblem(
+                self.certificate, f"OpenSSL does not take it for DTLS: {error}"
+            ) from None
 
     # Loading. -------------------------------------------------------------------------------------
 
@@ -421,10 +436,24 @@ class ClientTls:
         return context
 
 
+def ascii_name(name: str) -> str:
+    """Return a server's name as SNI and certificates have it (RFC 6066 section 3, RFC 5890).
+
+    Raises ``ValueError`` for what cannot be one.
+    """
+    try:
+        plain = name.removesuffix(".").encode("idna").decode()
+    except UnicodeError:
+        plain = ""
+    if not plain or "\0" in plain or plain.startswith("."):
+        raise ValueError(f"{name!r} is not the name of a server")
+    return plain
+
+
 def name_matches(certificate: x509.Certificate, name: str) -> bool:
     """Whether a certificate is for a host, by its subjectAltName (RFC 9525 section 6).
 
-    ``name`` is a DNS name or a numeric address.  A wildcard is one whole leftmost label.
+    ``name`` is a DNS name in ASCII or a numeric address.  A wildcard is one whole leftmost label.
     """
     import ipaddress
 
@@ -432,7 +461,12 @@ def name_matches(certificate: x509.Certificate, name: str) -> bool:
 
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (x509.ExtensionNotFound, ValueError):
+    except (
+        x509.ExtensionNotFound,
+        x509.DuplicateExtension,
+        x509.UnsupportedGeneralNameType,
+        ValueError,
+    ):
         return False
     try:
         host = ipaddress.ip_address(name.partition("%")[0])

@@ -9,11 +9,20 @@ service hands out), or by asking several stores (:class:`AnyOf`).  One in front 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol, TypeAlias
 
-from stun.credentials import Profile, long_term_key, rest_expiry, rest_password, userhash
+from stun.credentials import (
+    Profile,
+    key_of_prepared,
+    prepared_realm,
+    rest_expiry,
+    rest_password,
+    stripped,
+    userhash,
+)
 from stun.errors import UsageError
 from stun.registry import PasswordAlgorithm
 from stun.strings import StringError
@@ -24,20 +33,33 @@ class Password:
     """A user's password in plain text: any key can be made from it."""
 
     text: str = field(repr=False)
+    _prepared: tuple[tuple[Profile, str], ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # Not for each request: preparing takes a hundred times as long as a key, for some strings.
+        prepared = []
+        for profile in Profile:
+            with suppress(StringError):
+                prepared.append((profile, profile.prepare(self.text.rstrip("\0"))))
+        object.__setattr__(self, "_prepared", tuple(prepared))
 
     def keys(self, username: str, realm: str, algorithm: int, *, modern: bool) -> list[bytes]:
         """Return the keys that the client may have derived.
 
+        ``username``: as the client sent it, which had to prepare it.
         ``modern``: it announced itself as RFC 8489, so it used OpaqueString; otherwise it may have
         used SASLprep as well.
         """
-        profiles = (Profile.OPAQUE_STRING,) if modern else tuple(Profile)
+        who = stripped(username)
         keys: list[bytes] = []
-        for profile in profiles:
+        for profile, password in self._prepared:
+            if modern and profile is not Profile.OPAQUE_STRING:
+                continue
             try:
-                key = long_term_key(username, realm, self.text, algorithm, profile=profile)
+                where = prepared_realm(realm, profile)
             except StringError:
                 continue
+            key = key_of_prepared(who, where, password, algorithm)
             if key not in keys:
                 keys.append(key)
         return keys
@@ -109,17 +131,18 @@ class StaticUsers:
         self._secrets: dict[str, Secret] = {}
         self._by_hash: dict[bytes, str] = {}
         for name, value in users.items():
-            # Clients of RFC 8489 and of RFC 5389 may write the same name differently.
-            for profile in Profile:
-                try:
-                    prepared = profile.prepare(name)
-                except StringError:
-                    continue
-                self._secrets[prepared] = Password(value) if isinstance(value, str) else value
-            try:
-                self._by_hash[userhash(name, realm)] = Profile.OPAQUE_STRING.prepare(name)
-            except StringError:
-                continue
+            secret = Password(value) if isinstance(value, str) else value
+            with suppress(StringError):
+                prepared = Profile.OPAQUE_STRING.prepare(name)
+                self._secrets[prepared] = secret
+                self._by_hash[userhash(name, realm)] = prepared
+        # Clients of RFC 5389 may write the same name differently; who has that name comes first.
+        for name, value in users.items():
+            with suppress(StringError):
+                alias = Profile.SASLPREP.prepare(name)
+                self._secrets.setdefault(
+                    alias, Password(value) if isinstance(value, str) else value
+                )
 
     def secrets(self, username: str, unix_time: int) -> Sequence[Secret]:
         """Return the user's password or keys."""

@@ -287,6 +287,12 @@ class Allocator:
 
     def _redirect(self, request: Request) -> None:
         """Send the client elsewhere, if it is to go there; raises :class:`Refused`."""
+        if self._core.config.alternates:
+            self._name_alternate(request)
+        if self._lifetimes.draining:
+            raise Refused(ErrorCode.INSUFFICIENT_CAPACITY, DRAINING)
+
+    def _name_alternate(self, request: Request) -> None:
         alternates, ipv6 = self._core.config.alternates, request.flow.client.is_ipv6
         # RFC 8489 section 10: "at least one [...] which MUST contain an IP address of the same
         # address family as the source IP address of the request message", and one of the other
@@ -303,8 +309,6 @@ class Allocator:
                 f"sent to {chosen[0]}",
                 tuple((ALTERNATE_SERVER.code, value) for value in values),
             )
-        if self._lifetimes.draining:
-            raise Refused(ErrorCode.INSUFFICIENT_CAPACITY, DRAINING)
 
     def _places(self, family: int) -> list[RelayAddress]:
         """Return the hosts of a family, each time another one first."""

@@ -226,15 +226,16 @@ class Core:
     def forget_relay(self, relay: Relay) -> None:
         """Free the port of a relayed transport address whose socket is closed."""
         del self.relays[relay.handle]
-        for channel in tuple(relay.visitors or ()):
+        if relay.visitors:
             # The port may be some program's of this host next.
-            self.unroute(channel)
-        places, relayed = (
-            (self.tcp_places, self.tcp_relayed) if relay.tcp else (self.places, self.relayed)
-        )
-        for address, table in ((relay.local, places), (relay.advertised, relayed)):
-            if table.get(address) is relay:
-                del table[address]
+            for channel in tuple(relay.visitors):
+                self.unroute(channel)
+        if relay.tcp:
+            self.tcp_relayed.pop(relay.advertised, None)
+            self.tcp_places.pop(relay.local, None)
+        else:
+            self.relayed.pop(relay.advertised, None)
+            self.places.pop(relay.local, None)
         self.ports.give_back(relay.place.local, relay.local.port)
 
     def unroute(self, channel: Channel) -> None:

@@ -11,7 +11,8 @@ from enum import StrEnum
 from typing import TypeAlias
 
 from stun.discovery import Transport
-from stun.sansio import Address, Cause, Instant
+from stun.sansio import Address, Instant
+from stun.server import CannotServe, Serving
 from turn.meter import Usage
 
 
@@ -25,24 +26,6 @@ class EndReason(StrEnum):
     POLICY = "a new configuration does not allow it"
     RELAY_LOST = "the socket of its relayed transport address failed"
     SHUTDOWN = "the server stopped"
-
-
-@dataclass(frozen=True, slots=True)
-class Serving:
-    """A listener is open."""
-
-    transport: Transport
-    local: Address
-
-
-@dataclass(frozen=True, slots=True)
-class CannotServe:
-    """A listener could not be had."""
-
-    transport: Transport
-    local: Address
-    cause: Cause
-    detail: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,3 +128,17 @@ ServerEvent: TypeAlias = (
     | RequestRefused
     | LookUp
 )
+
+__all__ = [
+    "AllocationCreated",
+    "AllocationEnded",
+    "CannotServe",
+    "Drained",
+    "EndReason",
+    "LookUp",
+    "RequestRefused",
+    "ServerEvent",
+    "Serving",
+    "SessionInfo",
+    "Started",
+]

@@ -91,8 +91,10 @@ class _Accounts(Generic[Key]):
             del self._open[key]
 
     def bucket(self, key: Key) -> Bucket:
-        """Return the bucket of an account that has an allocation."""
+        """Return the bucket of an account that has an allocation; ``KeyError`` if it has none."""
         account = self._open[key]
+        if not account.allocations:
+            raise KeyError(key)
         if account.bucket is None:
             account.bucket = self._kept.pop(key, None) or Bucket(*self.rates)
         return account.bucket
@@ -169,8 +171,10 @@ class Quotas:
 
     def meter(self, user: str, host: str) -> Meter:
         """Return a meter for an allocation that was admitted; ``UsageError`` where none was."""
-        client = self._admitted(user, host)
-        return Meter(self._users.bucket(user), self._clients.bucket(client))
+        try:
+            return Meter(self._users.bucket(user), self._clients.bucket(client_of(host)))
+        except KeyError:
+            raise UsageError(f"{user!r} has no allocation from {host}") from None
 
     def _admitted(self, user: str, host: str) -> str | bytes:
         client = client_of(host)

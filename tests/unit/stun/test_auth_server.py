@@ -2,6 +2,7 @@
 
 import pytest
 
+from stun import auth_server
 from stun.attributes import (
     ACCESS_TOKEN,
     ERROR_CODE,
@@ -418,6 +419,36 @@ class TestKeysKept:
         message, _ = modern(server)
         assert isinstance(server.validate(received(message, key=b"wrong"), CLIENT, 0), Rejected)
         assert made == ["user"]
+
+    def test_a_refusal_takes_as_many_proofs_whoever_it_is(self, monkeypatch):
+        checks = []
+        real = auth_server.check_integrity
+        monkeypatch.setattr(auth_server, "check_integrity", lambda *a: checks.append(a) or real(*a))
+        keys = StoredKeys(md5=b"k" * 16)
+        server = authenticator(
+            Changing(
+                known=[Password("pass")],
+                unicode=[Password("p\u00aass")],  # gives two keys
+                stored=[keys],
+                both=[keys, StoredKeys(md5=b"l" * 16)],
+                waits=[Gap.NOT_YET],
+            )
+        )
+        good = legacy(server, username="known", key=long_term_key("known", REALM_NAME, "pass"))
+        for _ in range(2):  # and then when its key is kept
+            for name in ("known", "unicode", "stored", "both", "nobody", "waits"):
+                checks.clear()
+                wrong = legacy(server, username=name, key=b"wrong")
+                assert not isinstance(server.validate(wrong, CLIENT, 0), Accepted)
+                assert len(checks) == 2, name
+            assert isinstance(server.validate(good, CLIENT, 0), Accepted)
+
+    def test_a_strangers_name_is_not_prepared(self, monkeypatch):
+        # U+FDFA is 18 characters in form KC: it takes milliseconds, and anybody may send it.
+        server = authenticator(Changing(user=[Password("p\u00e4ss")]))
+        wrong = legacy(server, username="\ufdfa" * 169, key=b"wrong")
+        monkeypatch.setattr(Profile, "prepare", None)
+        assert isinstance(server.validate(wrong, CLIENT, 0), Rejected)
 
     def test_a_changed_password_counts_at_once(self):
         users = Changing(user=[Password("pass")])

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from random import Random
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
+from OpenSSL import SSL
 
-from stun import dtls
+from stun import dtls, tls
 from stun.datagrams import UdpDatagrams, is_encrypted
 from stun.dtls import Dtls
 from stun.sansio import (
@@ -481,6 +483,69 @@ def test_the_name_is_verified(wire: Wire, name: str | None, detail: str) -> None
         assert wire.client.kinds() == ["Connected"]
     else:
         assert wire.client.one(Closed) == Closed(1, Cause.TLS_FAILED, detail)
+
+
+@pytest.mark.parametrize("name", ["", ".", "a..b", "x" * 64, "a\0b", "\ud800", ".example"])
+def test_a_name_that_is_none_is_not_dialled(wire: Wire, name: str) -> None:
+    # It may be what a server said (ALTERNATE-DOMAIN).
+    wire.dial(name)
+    closed = wire.client.one(Closed)
+    assert closed == Closed(1, Cause.TLS_FAILED, f"{name!r} is not the name of a server")
+    assert not wire.client.bound
+    assert not wire.client.sent
+
+
+def test_a_name_beyond_ascii_is_verified_as_certificates_have_it(
+    tmp_path: Path, rng: Random
+) -> None:
+    wire = Wire(write_self_signed(tmp_path / "idn.pem", "xn--bcher-kva.example"), rng)
+    wire.dial("b\u00fccher.example.")
+    wire.move()
+    assert wire.client.kinds() == ["Connected"]
+
+
+def test_a_certificate_that_only_one_library_takes(
+    wire: Wire, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, refusal = tls._dtls_context, SSL.Error([("", "", "ee key too small")])
+    kept = ServerTls(write_self_signed(tmp_path / "kept.pem", NAME))
+    assert kept.datagrams
+    monkeypatch.setattr(tls, "_dtls_context", Mock(side_effect=refusal))
+    refused = ServerTls(write_self_signed(tmp_path / "refused.pem", NAME))
+    wire.server.dtls.serve_with(refused)
+    wire.dial()
+    wire.move()
+    assert not wire.client.told
+    (count,) = [name for name in wire.server.dtls.counts if "turned away" in name]
+    assert "ee key too small" in count
+    # A server whose sessions have a certificate does not change to one that they cannot have.
+    before = kept.streams, kept.datagrams
+    write_self_signed(kept.certificate, NAME)
+    with pytest.raises(tls.CertificateProblem, match="ee key too small"):
+        kept.reload()
+    assert (kept.streams, kept.datagrams) == before
+    monkeypatch.setattr(tls, "_dtls_context", made)
+    assert kept.reload()
+
+
+def test_a_port_that_cannot_serve_dtls_is_not_opened(
+    run: Runner, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusal = Mock(side_effect=SSL.Error([("", "", "ee key too small")]))
+    monkeypatch.setattr(tls, "_dtls_context", refusal)
+    machine = Recorder().order(OpenUdp(1, ANY, Security.DETECT))
+    run(machine, lambda: machine.all(Closed), server_tls=ServerTls(certificate))
+    assert machine.one(Closed).cause is Cause.TLS_FAILED
+    assert "ee key too small" in machine.one(Closed).detail
+
+
+def test_junk_during_a_handshake_does_not_pile_up(wire: Wire) -> None:
+    wire.dial()
+    wire.move(lambda transmit: transmit.source == SERVER and len(transmit.data) > 60)
+    for _ in range(500):
+        wire.server.dtls.packet(Received(b"\x16" + bytes(60), CLIENT, SERVER), 1)
+    # OpenSSL's timer goes by a clock of its own, so that it does not seem to stand still here.
+    assert 1 <= len(wire.server.dtls._timers) < 50
 
 
 def test_a_certificate_that_is_not_trusted(wire: Wire, tmp_path: Path, rng: Random) -> None:

@@ -69,6 +69,20 @@ def test_bad_tls_is_left_to_the_library() -> None:
     assert Entrance(Security.DETECT, proxied=False).feed(data) == Ready(True, data, None)
 
 
+def test_a_client_hello_in_too_many_records_is_refused() -> None:
+    # It is not left to the library, which goes on without ALPN: records are not protected, so
+    # whoever leads a browser's connection here could cut its ClientHello until we look away.
+    data = hello("h2")
+    record = data[:3] + b"\x00\x01"
+    cut = b"".join(record + data[n : n + 1] for n in range(5, len(data)))
+    for decision in (
+        Entrance(Security.DETECT, proxied=False).feed(cut),
+        first(Entrance(Security.DETECT, proxied=False), cut)[0],
+    ):
+        assert isinstance(decision, Refused)
+        assert "records" in decision.reason
+
+
 def test_a_proxied_plain_connection_is_ready_after_the_header() -> None:
     decision, octets = first(Entrance(Security.NONE, proxied=True), PROXY + STUN)
     assert decision == Ready(False, b"", HEADER)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from contextlib import suppress
 from random import Random
 
 import pytest
@@ -11,8 +12,10 @@ from OpenSSL import SSL
 from stun.hello import (
     ALPN_LABELS,
     HELLO_LIMIT,
+    RECORDS_LIMIT,
     ClientHello,
     Cookies,
+    Overlong,
     read_datagram,
     read_stream,
     speaks_our_protocol,
@@ -74,7 +77,7 @@ def test_a_client_hello_in_several_records(rng: Random) -> None:
     message = data[5:]
     pieces = []
     while message:
-        size = rng.randrange(1, 40)
+        size = rng.randrange(4, 40)
         pieces.append(b"\x16\x03\x01" + len(message[:size]).to_bytes(2, "big") + message[:size])
         message = message[size:]
     assert read_stream(b"".join(pieces)) == read_stream(data)
@@ -89,21 +92,31 @@ def test_a_client_hello_in_several_records(rng: Random) -> None:
         b"\x16\x03\x01\x40\x01" + bytes(100),  # more than a record may hold
         b"\x16\x03\x01\x00\x04\x02\x00\x00\x00",  # a ServerHello
         b"\x16\x03\x01\x00\x04\x01\x00\x00\x00",  # an empty ClientHello
-        b"\x16\x03\x01\x00\x04\x01" + (HELLO_LIMIT).to_bytes(3, "big"),
     ],
 )
 def test_what_is_no_client_hello(data: bytes) -> None:
     assert read_stream(data) is None
 
 
-def test_damaged_client_hellos_raise_nothing(rng: Random) -> None:
+def test_nobody_keeps_us_busy_with_a_client_hello() -> None:
+    with pytest.raises(Overlong):
+        read_stream(b"\x16\x03\x01\x00\x04\x01" + HELLO_LIMIT.to_bytes(3, "big"))
+    message = b"\x01" + (HELLO_LIMIT - 4).to_bytes(3, "big") + bytes(RECORDS_LIMIT)
+    records = [b"\x16\x03\x01\x00\x01" + message[n : n + 1] for n in range(RECORDS_LIMIT)]
+    assert isinstance(read_stream(b"".join(records[:-1])), int)
+    with pytest.raises(Overlong):
+        read_stream(b"".join(records))
+
+
+def test_damaged_client_hellos_raise_nothing_else(rng: Random) -> None:
     stream, datagram = tls_hello("stun.turn"), says(dtls_client(b"stun.turn"))
     for _ in range(2000):
         for data, read in ((stream, read_stream), (datagram, read_datagram)):
             damaged = bytearray(data)
             for _ in range(rng.randrange(1, 4)):
                 damaged[rng.randrange(len(damaged))] = rng.randrange(256)
-            read(bytes(damaged[: rng.randrange(len(damaged) + 1)]))
+            with suppress(Overlong):
+                read(bytes(damaged[: rng.randrange(len(damaged) + 1)]))
 
 
 def test_a_dtls_client_is_read() -> None:

@@ -20,6 +20,7 @@ from stun.attributes import (
     ConnectBackResult,
 )
 from stun.codec import Message, decode, encode
+from stun.discovery import Transport
 from stun.errors import DropReason, UsageError
 from stun.integrity import check_fingerprint
 from stun.registry import Class, Method
@@ -52,7 +53,6 @@ from stun.server import (
     Serving,
     Site,
     Started,
-    Transport,
 )
 
 A, B = "192.0.2.1", "198.51.100.1"

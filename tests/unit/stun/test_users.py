@@ -1,10 +1,13 @@
 """Where users are: tables, shared secrets, several stores at once."""
 
+from contextlib import suppress
+
 import pytest
 
-from stun.credentials import long_term_key, mint, rest_credentials, userhash
+from stun.credentials import Profile, long_term_key, mint, rest_credentials, userhash
 from stun.errors import UsageError
 from stun.registry import PasswordAlgorithm
+from stun.strings import StringError
 from stun.users import (
     AnyOf,
     Gap,
@@ -42,6 +45,32 @@ def test_names_are_found_under_both_preparations():
 def test_a_name_for_saslprep_only():
     users = StaticUsers({"a\u00adb": "pass"}, REALM)
     assert users.secrets("ab", 0) == (Password("pass"),)
+
+
+@pytest.mark.parametrize("names", [("IX", "\u2168"), ("\u2168", "IX")])
+def test_a_name_comes_before_what_saslprep_makes_of_another(names):
+    users = StaticUsers({name: f"of {name}" for name in names}, REALM)
+    assert users.secrets("IX", 0) == (Password("of IX"),)
+    assert users.secrets("\u2168", 0) == (Password("of \u2168"),)
+
+
+def test_passwords_are_prepared_as_each_profile_says():
+    made = Password("p\u00aass").keys("user", REALM, PasswordAlgorithm.MD5, modern=False)
+    assert made == [
+        long_term_key("user", REALM, "p\u00aass", profile=profile) for profile in Profile
+    ]
+    assert Password("a\u00adb").keys("user", REALM, PasswordAlgorithm.MD5, modern=True) == []
+    assert len(Password("a\u00adb").keys("user", REALM, PasswordAlgorithm.MD5, modern=False)) == 1
+
+
+@pytest.mark.parametrize("realm", ["", "r\u00aalm", "a\u00adb", '"quoted"'])
+def test_realms_are_prepared_as_each_profile_says(realm):
+    expected = []
+    for profile in Profile:
+        with suppress(StringError):
+            expected.append(long_term_key("user", realm, "pass", profile=profile))
+    made = Password("pass").keys("user", realm, PasswordAlgorithm.MD5, modern=False)
+    assert made == list(dict.fromkeys(expected))
 
 
 def test_shared_secrets_stand_for_time_limited_passwords():
