@@ -27,7 +27,10 @@ came from it and a burst that is stated, and no more.
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
+from mmap import mmap
 from typing import Final
 
 from stun.attributes import (
@@ -103,6 +106,13 @@ _HEAD_V4, _HEAD_V6 = encode(_LEAN)[:_COOKIE_AT], encode(_LEAN6)[:_COOKIE_AT]
 _BODY_V4 = encode(_LEAN)[HEADER_SIZE:-_PACKED_V4]
 _BODY_V6 = encode(_LEAN6)[HEADER_SIZE:-_PACKED_V6]
 _IPV4_MAPPED = bytes(10) + b"\xff\xff"
+
+# Where a source lies before a request in memory: the end of a sockaddr_in or a sockaddr_in6.
+_NAME_V4, _NAME_V6 = 14, 26
+_SOURCE_V4 = struct.Struct("!HI")
+_MAPPED_V4 = struct.Struct(f"!{len(_BODY_V4)}sHI")
+BARE_ANSWER: Final = {False: HEADER_SIZE + 4 + _SIZE_V4, True: HEADER_SIZE + 4 + _SIZE_V6}
+"""Octets of the lean answer to a bare request, by whether the client's address is IPv6."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +281,45 @@ class Responder:
             + (int.from_bytes(packed) ^ mask).to_bytes(_PACKED_V6)
         )
 
+    def bare_in_place(
+        self, memory: bytearray | mmap, starts: Sequence[int], now: Instant, *, ipv6: bool
+    ) -> list[int]:
+        """Turn many requests that :meth:`bare` would answer into their answers, where they lie.
+
+        ``memory`` has the 20 octets of a bare request at each of ``starts``; right before them the
+        source as a ``sockaddr_in`` or ``sockaddr_in6`` without its family, right behind them room
+        for the rest of an answer (:data:`BARE_ANSWER`).  Returns at which of ``starts`` there is an
+        answer that may be sent; a mapped IPv4 address must not come here.
+        """
+        host, octets = (_NAME_V6 - 6, IPV6_PREFIX) if ipv6 else (_NAME_V4 - 2, IPV4_PREFIX)
+        groups: dict[bytes, list[int]] = {}
+        for start in starts:
+            at = start - host
+            prefix = memory[at : at + octets]
+            group = groups.get(prefix)
+            if group is None:
+                groups[prefix] = [start]
+            else:
+                group.append(start)
+        paid: list[int] = []
+        for prefix, group in groups.items():
+            paid += self._paid(prefix, group, BARE_ANSWER[ipv6], now)
+        if ipv6:
+            _answer_v6(memory, paid)
+        else:
+            _answer_v4(memory, paid)
+        return paid
+
+    def _paid(self, prefix: bytes, starts: list[int], length: int, now: Instant) -> list[int]:
+        """Return as many of a prefix's requests as it has the budget to be answered."""
+        budget, count = self._budget, len(starts)
+        if budget is None:
+            return [start for start in starts if self._answers.allow(prefix, now)]
+        # Asked once for all that came together; that fails as a whole, but their credit is given.
+        if budget.exchange(prefix, count * HEADER_SIZE, count * length, now):
+            return starts
+        return [start for start in starts if budget.spend(prefix, length, now)]
+
     def _full(self, data: bytes, source: Address, endpoint: Endpoint) -> bytes:
         """Return the answer to a bare request with all that RFC 5780 section 6.1 demands."""
         plain = MAPPED_ADDRESS.to_octets(source)
@@ -423,3 +472,23 @@ def _unknown(request: Message, codes: tuple[int, ...]) -> Message:
         # RFC 3489 section 11.2.10: of an odd number "one [...] MUST be repeated".
         codes += codes[-1:]
     return _failure(request, ErrorCode.UNKNOWN_ATTRIBUTE).add(UNKNOWN_ATTRIBUTES, codes)
+
+
+def _answer_v4(memory: bytearray | mmap, starts: Sequence[int]) -> None:
+    read, write = _SOURCE_V4.unpack_from, _MAPPED_V4.pack_into
+    port_mask, mask = MAGIC_COOKIE >> 16, MAGIC_COOKIE
+    for start in starts:
+        port, address = read(memory, start - _NAME_V4)
+        memory[start : start + _COOKIE_AT] = _HEAD_V4
+        write(memory, start + HEADER_SIZE, _BODY_V4, port ^ port_mask, address ^ mask)
+
+
+def _answer_v6(memory: bytearray | mmap, starts: Sequence[int]) -> None:
+    for start in starts:
+        port = memory[start - _NAME_V6 : start - _NAME_V6 + 2]
+        address = memory[start - _NAME_V6 + 6 : start - _NAME_V6 + 22]
+        mask = _PORT_MASK | int.from_bytes(memory[start + _COOKIE_AT : start + HEADER_SIZE])
+        mapped = (int.from_bytes(port + address) ^ mask).to_bytes(_PACKED_V6)
+        rest = _BODY_V6 + mapped
+        memory[start : start + _COOKIE_AT] = _HEAD_V6
+        memory[start + HEADER_SIZE : start + HEADER_SIZE + len(rest)] = rest

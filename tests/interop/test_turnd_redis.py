@@ -23,7 +23,7 @@ from turn.server.events import LookUp
 from turn.server.machine import Server
 from turn.server.policy import PeerPolicy
 from turn.users import open_backend, open_table
-from turn.users.base import BackendError, Loader
+from turn.users.base import BackendError, BadRecord, Loader
 from turn.users.cache import CachedUsers
 from turn.users.fleet import FleetState
 from turn.users.redis import RedisUsers
@@ -97,6 +97,17 @@ class TestUsers:
             assert table.remove("\u2168")
             assert ask(redis_server.url, get("\u2168"), get("IX")) == [None, None]
 
+    @pytest.mark.parametrize("names", [("\u2168", "IX"), ("IX", "\u2168")])
+    def test_a_name_comes_before_what_saslprep_makes_of_another(self, redis_server, names):
+        with closing(open_table(redis_server.url, REALM)) as table:
+            for name in names:
+                table.add(name, f"of {name}")
+            table.add("\u2168", "changed", replace=True)
+            assert ask(redis_server.url, get("IX")) == [(Password("of IX"),)]
+            assert ask(redis_server.url, get("\u2168")) == [(Password("changed"),)]
+            assert table.remove("\u2168")
+            assert ask(redis_server.url, get("IX"), get("\u2168")) == [(Password("of IX"),), None]
+
     def test_changes_are_seen(self, redis_server):
         async def body():
             users = RedisUsers(redis_server.url, REALM)
@@ -117,10 +128,17 @@ class TestUsers:
         async def body():
             users = RedisUsers(redis_server.url, REALM)
             await users._redis.set(f"natkit:{{{REALM}}}:user:alice", "a string")
-            with pytest.raises(BackendError, match="keys that begin with natkit:"):
+            with pytest.raises(BadRecord, match="user:alice is no user"):
                 await users.get("alice")
+            hashed = userhash("alice", REALM)
+            await users._redis.hset(f"natkit:{{{REALM}}}:userhash:{hashed.hex()}", "a", "hash")
+            with pytest.raises(BadRecord, match="userhash:"):
+                await users.by_userhash(hashed)
+            await users._redis.hset(f"natkit:{{{REALM}}}:changes", "a", "hash")
+            with pytest.raises(BackendError, match="keys that begin with natkit:"):
+                await users.changed()
             await users._redis.hset(f"natkit:{{{REALM}}}:user:bob", mapping={"md5": "no hex"})
-            with pytest.raises(BackendError, match="user:bob is no user"):
+            with pytest.raises(BadRecord, match="user:bob is no user"):
                 await users.get("bob")
             await users.close()
 

@@ -22,7 +22,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from stun.sansio import Address
-from turn.dataplane.mmsg import Destination, Inbox, Outbox, pack_name
+from turn.dataplane.mmsg import Destination, Inbox, Outbox
+from turn.dataplane.names import pack_name
 
 CHANNEL = struct.Struct("!HH")
 PATIENCE = 0.2

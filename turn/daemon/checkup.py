@@ -238,6 +238,8 @@ async def _closed_to(relay: Relay, subject: str) -> AsyncIterator[Finding]:
     opened: dict[str, str] = {}
     family = relay.relayed_address.is_ipv6
     for host, what in CLOSED.items():
+        if host in {address.host for address in relay.relayed_addresses}:
+            continue  # permitted for the sake of other clients' relayed addresses, and for no more
         peer = f"::ffff:{host}" if family else host
         try:
             await relay.permit(peer)

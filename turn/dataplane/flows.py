@@ -26,10 +26,10 @@ from turn.dataplane.mmsg import (
     Outbox,
     has_segmentation,
     join_received,
-    pack_name,
     runs,
     segment_size,
 )
+from turn.dataplane.names import pack_name
 
 SockAddr: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
 

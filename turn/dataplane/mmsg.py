@@ -28,8 +28,8 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Final, TypeAlias
 
-from stun.sansio import Address
 from stun.sockaddr import from_sockaddr, to_sockaddr
+from turn.dataplane.names import NAME_SIZE, pack_name, unpack_name
 
 BATCH: Final = 64
 """Datagrams that are read with one call."""
@@ -69,6 +69,7 @@ _CONTROL_LENGTH = struct.calcsize("@Nii H")
 _CONTROL_DATA_AT = struct.calcsize("@Nii")
 _INT = struct.Struct("=i")
 _CHANNEL = struct.Struct("!HH")
+_FAMILY = struct.Struct("=H")
 _NAME_ROOM = 32
 _MOST_JOINED = 512  # UDP_MAX_SEGMENTS of the newest kernels is 128
 
@@ -149,41 +150,6 @@ def split(vector: list[int], segment: int) -> list[int]:
     return parts
 
 
-# Addresses as the kernel writes them. -------------------------------------------------------------
-
-_FAMILY = struct.Struct("=H")
-_NAME_V4 = struct.Struct("!H4s8x")
-_NAME_V6 = struct.Struct("!HI16s")
-_SCOPE = struct.Struct("=I")
-NAME_SIZE: Final = {False: 16, True: 28}
-"""Octets of a ``sockaddr``, by whether it is IPv6."""
-
-
-def pack_name(address: Address) -> bytes:
-    """Return a ``sockaddr`` without its first field: port, address and, for IPv6, the scope.
-
-    Raises ``OSError``, ``ValueError`` or ``OverflowError`` when it is no transport address.
-    """
-    if not 0 <= address.port <= LARGEST:
-        raise OverflowError(f"{address.port} is no port")
-    sockaddr = to_sockaddr(address)
-    if ":" in address.host:
-        packed = socket.inet_pton(socket.AF_INET6, sockaddr[0])
-        scope = sockaddr[3] if len(sockaddr) == 4 else 0
-        return _NAME_V6.pack(sockaddr[1], 0, packed) + _SCOPE.pack(scope)
-    return _NAME_V4.pack(sockaddr[1], socket.inet_aton(sockaddr[0]))
-
-
-def unpack_name(name: bytes) -> Address:
-    """Return the transport address of what :func:`pack_name` makes."""
-    if len(name) == 14:
-        port, packed = _NAME_V4.unpack(name)
-        return Address(socket.inet_ntop(socket.AF_INET, packed), port)
-    port, _, packed = _NAME_V6.unpack_from(name)
-    (scope,) = _SCOPE.unpack_from(name, _NAME_V6.size)
-    return from_sockaddr((socket.inet_ntop(socket.AF_INET6, packed), port, 0, scope))
-
-
 # Receiving. ---------------------------------------------------------------------------------------
 
 
@@ -225,13 +191,13 @@ def join_received(sock: socket.socket, *, on: bool = True) -> bool:
 class Inbox:
     """Slots for datagrams.  ``named``: with the source of each; ``ipv6`` says what that looks like.
 
-    Slot ``n`` begins with the name (:func:`pack_name`) at ``memory[keys[n]]``, which goes on two
+    Slot ``n`` begins with the name (:func:`turn.dataplane.names.pack_name`) at ``memory[keys[n]]``, which goes on two
     octets into the datagram: the key of a route.  The datagram is at ``starts[n]``, ``views[n]`` is
     all of its room, ``addresses[n]`` where that is for the kernel.  In an inbox without names there
     are :data:`HEADROOM` octets before it, and behind it as many for each that it can be joined of.
     """
 
-    __slots__ = ("_controls_at", "_header_at", "_named", "_template", "addresses", "ipv6", "keys",
+    __slots__ = ("_controls_at", "_named", "_template", "address", "addresses", "ipv6", "keys",
                  "memory", "names", "sizes", "slots", "starts", "view", "views")  # fmt: skip
 
     def __init__(self, slots: int = BATCH, *, ipv6: bool = False, named: bool = True) -> None:
@@ -252,7 +218,8 @@ class Inbox:
         self.keys = tuple(slice(start - name + 2, start + 2) for start in self.starts)
         self.names = tuple(slice(start - name + 2, start) for start in self.starts)
         self.views = tuple(memory.view[start : start + LARGEST] for start in self.starts)
-        self._header_at = memory.address
+        self.address = memory.address
+        """Of the first octet of ``memory``, for the kernel."""
         for n, address in enumerate(self.addresses):
             _IOVEC.pack_into(self.memory, vectors + n * _IOVEC.size, address, LARGEST)
         self._template = b"".join(
@@ -279,7 +246,7 @@ class Inbox:
         if _CALLS is None:
             return self._receive_singly(sock, first, count)
         header = first * _HEADER.size
-        got: int = _CALLS[0](sock.fileno(), self._header_at + header, count, _DONTWAIT, None)
+        got: int = _CALLS[0](sock.fileno(), self.address + header, count, _DONTWAIT, None)
         if got > 0:
             numbers = _lengths(got).unpack_from(self.memory, header)
             # The kernel has written lengths where it reads how much room there is.
@@ -457,6 +424,17 @@ class Outbox:
         self._octets[start : start + length] = data
         self.names.append(name)
         self.vector += (self._memory.address + start, length)
+
+    def reply(self, inbox: Inbox, starts: Sequence[int], length: int) -> None:
+        """Send back what lies in an inbox, ``length`` octets from each of ``starts`` on.
+
+        It goes to where each came from; it must stay in place until :meth:`flush`.
+        """
+        memory, base, name = inbox.memory, inbox.address, NAME_SIZE[inbox.ipv6] - 2
+        self.names += [memory[start - name : start] for start in starts]
+        vector = self.vector
+        for start in starts:
+            vector += (base + start, length)
 
     def flush(self) -> None:
         """Send everything that waits."""

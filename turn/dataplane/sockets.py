@@ -1,8 +1,10 @@
 """The data plane on the system's sockets: batches in, a table of routes, batches out.
 
-Theory of operation.  All sockets are in one epoll set of the plane's own, whose descriptor is the
-only one that the event loop knows: a wake-up is one callback, however many sockets are ready, and
-an event loop's callback costs more than relaying a packet does.
+Theory of operation.  All sockets are in one epoll set, and a wake-up is one call, however many of
+them are ready: an event loop's callback for each costs more than relaying a packet does.  The set
+is that of the event loop itself where it lets itself be shared
+(:class:`turn.dataplane.selector.SharedSelector`); on any other loop it is the plane's own, and its
+descriptor the only one that the loop knows.
 
 From a listener up to :data:`turn.dataplane.mmsg.BATCH` datagrams are read with one system call.
 Source and channel number lie in memory side by side and are the key of :attr:`Listener.routes`.  A
@@ -12,9 +14,9 @@ datagram (GSO).  In the other direction ChannelData's header is written before t
 room was left for it, and what goes to all clients leaves with one system call for each listener.
 
 A miss is given to the machine.  Bare Binding requests, of which a public server gets more than of
-anything else, are answered from their octets.
+anything else, become their answers where they lie, a batch at a time.
 
-Nothing is ever looked at without a bound: per wake-up at most :data:`EVENTS` sockets, a batch each.
+Nothing is ever looked at without a bound: per round at most :data:`EVENTS` sockets, a batch each.
 """
 
 from __future__ import annotations
@@ -22,13 +24,15 @@ from __future__ import annotations
 import select
 import socket
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
+from mmap import mmap
 from time import monotonic_ns, sleep
-from typing import Final, TypeAlias
+from typing import TYPE_CHECKING, Final, Protocol
 
-from stun.datagrams import Core, UdpDatagrams, is_encrypted
+from stun.datagrams import Callback, Core, UdpDatagrams, is_encrypted
 from stun.icmp import read_errors
+from stun.responder import BARE_ANSWER
 from stun.sansio import (
     SECOND,
     Address,
@@ -55,20 +59,14 @@ from turn.dataplane.flows import (
     set_dont_fragment,
     why,
 )
-from turn.dataplane.mmsg import (
-    Inbox,
-    pack_name,
-    unpack_name,
-)
+from turn.dataplane.mmsg import Inbox
+from turn.dataplane.names import NAME_SIZE, pack_name, unpack_name
 
-Bare: TypeAlias = Callable[[bytes, bytes, Instant], bytes | None]
-"""Answers a bare Binding request: its 20 octets, the source's port and host packed, the time.
-
-``None``: that is for the machine.  No octets: no answer is due.
-"""
+if TYPE_CHECKING:
+    from turn.dataplane.selector import SharedSelector
 
 EVENTS: Final = 256
-"""Sockets served in one wake-up before streams and timers get their turn."""
+"""Sockets served in one round."""
 PEER_BATCH: Final = 32
 """Datagrams read from one peer in one wake-up."""
 BUSY: Final = 32
@@ -99,22 +97,39 @@ _IN: Final = getattr(select, "EPOLLIN", 1)
 _names = lru_cache(512)(pack_name)
 
 
+class Bindings(Protocol):
+    """Answers bare Binding requests in the machine's place; see :class:`stun.responder.Responder`.
+
+    ``None`` instead of an answer, or of answers: that is for the machine.
+    """
+
+    def bare(self, data: bytes, packed: bytes, now: Instant) -> bytes | None:
+        """Return the answer to one; no octets: none is due."""
+        ...
+
+    def bare_in_place(
+        self, memory: bytearray | mmap, starts: Sequence[int], now: Instant, *, ipv6: bool
+    ) -> list[int] | None:
+        """Turn many into their answers in memory; return where those are that are due."""
+        ...
+
+
 class SocketPlane:
     """A :class:`stun.datagrams.Datagrams` that is a :class:`turn.dataplane.base.DataPlane` too.
 
-    ``bare`` answers bare Binding requests, see :data:`Bare`; ``observe`` is given how long each
-    datagram took, in nanoseconds, that was passed to the machine.
+    ``bindings`` answers bare Binding requests; ``observe`` is given how long each datagram took, in
+    nanoseconds, that was passed to the machine.
     """
 
     def __init__(
         self,
         core: Core,
         *,
-        bare: Bare | None = None,
+        bindings: Bindings | None = None,
         observe: Callable[[int], None] | None = None,
     ) -> None:
         self._core = core
-        self._bare = bare
+        self._bindings = bindings
         self._observe = observe
         self._listeners: dict[Handle, Listener] = {}
         self._relays: dict[Handle, Relay] = {}
@@ -134,6 +149,20 @@ class SocketPlane:
         self._ended: Instant = 0
         self.received = self.sent = self.to_peers = self.to_clients = 0
         self._epoll: select.epoll | None = None
+        self._shared: SharedSelector | None = None
+        self._guard: Callable[[Callback], None] = _plainly
+        self._events: list[tuple[int, int]] = []
+
+    def share(self, selector: SharedSelector, guard: Callable[[Callback], None]) -> None:
+        """Be served by an event loop's own selector; to be called before anything is opened.
+
+        ``guard`` calls what it is given, and sees to it that an exception ends the driver and not
+        the event loop.  Nothing happens if another plane has the selector.
+        """
+        if self._epoll is None:
+            self._epoll = selector.share(self._serve_shared, self._by_fd)
+            if self._epoll is not None:
+                self._shared, self._guard = selector, guard
 
     # Sockets. -------------------------------------------------------------------------------------
 
@@ -181,10 +210,12 @@ class SocketPlane:
         for handle in [*self._relays, *self._listeners]:
             self.shut(handle)
         self._wildcards.close()
-        if self._epoll is not None:
+        if self._shared is not None:
+            self._shared.unshare()
+        elif self._epoll is not None:
             self._core.reactor.unwatch(self._epoll.fileno())
             self._epoll.close()
-            self._epoll = None
+        self._epoll = self._shared = None
 
     def _watch(self, sock: socket.socket, source: Flow | Listener | Relay) -> None:
         fd = sock.fileno()
@@ -264,21 +295,44 @@ class SocketPlane:
     # A wake-up. -----------------------------------------------------------------------------------
 
     def _on_ready(self) -> None:
-        epoll = self._epoll
-        begin = monotonic_ns()
-        dense = begin - self._ended < DENSE
+        """Serve what is ready in a set of the plane's own."""
+        begin, epoll = monotonic_ns(), self._epoll
         while epoll is not None and (events := epoll.poll(0, EVENTS)):
-            before = self.to_peers + self.to_clients
-            self._serve(events)
-            forwarded = self.to_peers + self.to_clients - before
-            if forwarded < FEW:
-                if not (dense and forwarded):
-                    break
-                sleep(GATHER)
-            if monotonic_ns() - begin > TURN:
+            self._events = events
+            if not self._round() or monotonic_ns() - begin > TURN:
                 break
             epoll = self._epoll  # gone, if the machine has had enough
-        self._ended = monotonic_ns()
+        self._settle()
+
+    def _serve_shared(self, events: list[tuple[int, int]]) -> bool:
+        """Serve what is ready in the set of the event loop; see :class:`SharedSelector`."""
+        self._events = events
+        self._guard(self._shared_round)
+        asked, self._asked = self._asked, False
+        return asked or self._epoll is None
+
+    def _shared_round(self) -> None:
+        self._round()
+        if self._asked:
+            self._core.settle()
+
+    def _round(self) -> bool:
+        """Serve what is ready; say whether more is likely to be ready by now."""
+        forwarded = -self.to_peers - self.to_clients
+        self._serve(self._events)
+        forwarded += self.to_peers + self.to_clients
+        now = monotonic_ns()
+        dense = now - self._ended < DENSE
+        if forwarded < FEW:
+            if not (dense and forwarded):
+                self._ended = now
+                return False
+            sleep(GATHER)
+            now = monotonic_ns()
+        self._ended = now
+        return True
+
+    def _settle(self) -> None:
         if self._asked:
             # Only then has the machine something new to say, or another deadline.
             self._asked = False
@@ -399,6 +453,9 @@ class SocketPlane:
         memory, view, find = inbox.memory, inbox.view, listener.routes.get
         read_header = CHANNEL.unpack_from
         active: list[Flow] = []
+        bare: list[int] = []
+        # Behind what was joined with others there is no room for an answer.
+        in_place = inbox.sizes is None and listener.security is not Security.REQUIRED
         self.received += len(lengths)
         for length, start, key in inbox.parts(lengths):
             flow = find(key)
@@ -418,11 +475,33 @@ class SocketPlane:
                             active.append(flow)
                         outgoing.append(view[start + 4 : start + 4 + size])
                     continue
+            elif length == _BARE_SIZE and in_place and memory[start : start + 8] == _BARE:
+                bare.append(start)
+                continue
             self._miss(listener, key[:-2], memory[start : start + length])
             if not listener.is_open:
                 break
+        if bare and listener.is_open:
+            self._answer(listener, inbox, bare, now)
         if active:
             self._send_to_peers(active, now)
+
+    def _answer(self, listener: Listener, inbox: Inbox, starts: list[int], now: Instant) -> None:
+        """Answer bare Binding requests."""
+        ipv6, bindings = inbox.ipv6, self._bindings
+        answered = bindings and bindings.bare_in_place(inbox.memory, starts, now, ipv6=ipv6)
+        if answered is not None:
+            if answered:
+                listener.outbox.reply(inbox, answered, BARE_ANSWER[ipv6])
+                listener.outbox.flush()
+            return
+        name = NAME_SIZE[ipv6] - 2
+        for start in starts:
+            source = unpack_name(inbox.memory[start - name : start])
+            data = inbox.memory[start : start + _BARE_SIZE]
+            self._hand_over(Received(data, source, listener.local), now)
+            if not listener.is_open:
+                break
 
     def _miss(self, listener: Listener, name: bytes, data: bytes) -> None:
         """Give to the machine, or answer, what no route covers."""
@@ -432,9 +511,9 @@ class SocketPlane:
             core.encrypted(Received(data, unpack_name(name), listener.local), listener.handle)
             return
         now = core.reactor.now()
-        if len(data) == _BARE_SIZE and self._bare is not None and data.startswith(_BARE):
+        if len(data) == _BARE_SIZE and self._bindings is not None and data.startswith(_BARE):
             host = name[2:6] if len(name) == _NAME_V4 else name[6:22]
-            answer = self._bare(data, name[:2] + host, now)
+            answer = self._bindings.bare(data, name[:2] + host, now)
             if answer is not None:
                 if answer:
                     listener.outbox.add(answer, name)
@@ -578,3 +657,7 @@ class SocketPlane:
         counts["datagrams sent"] += listener.outbox.sent
         for code, count in listener.outbox.refused.items():
             counts[f"not sent: {why(code)}"] += count
+
+
+def _plainly(callback: Callback) -> None:
+    callback()

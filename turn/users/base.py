@@ -18,11 +18,11 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from stun.credentials import Profile, check_username, long_term_key, userhash
 from stun.errors import StunError, UsageError
@@ -31,6 +31,8 @@ from stun.strings import StringError
 from stun.users import Password, Secret, StoredKeys
 from turn.server.events import LookUp
 from turn.users.cache import CachedUsers
+
+T = TypeVar("T")
 
 PATIENCE = 3.0
 """Seconds that a database may take for an answer before it counts as down."""
@@ -49,10 +51,15 @@ class BackendError(StunError):
     """A database cannot be used: which one, why, and what to do about it."""
 
 
+class BadRecord(StunError):
+    """What a database has of one user cannot be used; the others are not concerned."""
+
+
 class UserBackend(Protocol):
     """A database of users, asked by a running server.
 
-    Every method raises :class:`BackendError` when the database cannot answer.
+    Every method raises :class:`BackendError` when the database cannot answer, and those that are
+    about one user :class:`BadRecord` when the answer makes no sense.
     """
 
     async def get(self, username: str) -> Sequence[Secret] | None:
@@ -137,7 +144,17 @@ class UserRecord:
         return cls(prepared, alias, hashed, None, md5, None if legacy == md5 else legacy, sha256)
 
     def secrets(self) -> tuple[Secret, ...]:
-        """Return what the user may prove itself with."""
+        """Return what the user may prove itself with; raises ``ValueError`` if it is no such thing.
+
+        Databases hold what somebody has put there: in SQLite a column may have values of any type.
+        """
+        keys = (self.md5, 16), (self.md5_saslprep, 16), (self.sha256, 32)
+        for key, size in keys:
+            if not _is_key(key, size):
+                raise ValueError(f"a key that is not {size} octets")
+        password: object = self.password
+        if not isinstance(password, str | None):
+            raise ValueError("a password that is not text")
         if self.password is not None:
             return (Password(self.password),)
         made: list[Secret] = []
@@ -146,6 +163,10 @@ class UserRecord:
         if self.md5_saslprep is not None:
             made.append(StoredKeys(self.md5_saslprep))
         return tuple(made)
+
+
+def _is_key(value: object, size: int) -> bool:
+    return value is None or (isinstance(value, bytes) and len(value) == size)
 
 
 class Where(Enum):
@@ -191,6 +212,7 @@ class Loader:
 
     ``answered`` is called once for each :class:`LookUp` that was taken, after the cache was told.
     ``report`` is told when the database goes down, with the reason, and ``None`` when it is back.
+    ``complain`` is told of each user who cannot be let in because of what the database has of them.
     """
 
     def __init__(
@@ -200,6 +222,7 @@ class Loader:
         answered: Callable[[LookUp], None],
         *,
         report: Callable[[str | None], None] = lambda _: None,
+        complain: Callable[[str], None] = lambda _: None,
         patience: float = PATIENCE,
         watch: float = WATCH,
         backoff: Sequence[float] = BACKOFF,
@@ -208,6 +231,7 @@ class Loader:
         self._backend = backend
         self._answered = answered
         self._report = report
+        self._complain = complain
         self._patience = patience
         self._watch = watch
         self._backoff = backoff
@@ -218,6 +242,8 @@ class Loader:
         """Questions put to the database."""
         self.failures = 0
         """Of which the database did not answer."""
+        self.bad_records = 0
+        """Of which it answered what cannot be used."""
 
     def take(self, event: object) -> None:
         """Take an event of the machine; all but :class:`LookUp` are passed over.
@@ -244,10 +270,19 @@ class Loader:
         generation = self._users.generation
         name: str | None = lookup.username
         if lookup.userhash is not None:
-            name = await self._backend.by_userhash(lookup.userhash)
+            name = await self._usable(self._backend.by_userhash(lookup.userhash))
             self._users.put_userhash(lookup.userhash, name, generation)
         if name is not None:
-            self._users.put(name, await self._backend.get(name), generation)
+            secrets = await self._usable(self._backend.get(name))
+            self._users.put(name, secrets, generation)
+
+    async def _usable(self, answer: Awaitable[T | None]) -> T | None:
+        try:
+            return await answer
+        except BadRecord as error:
+            self.bad_records += 1
+            self._complain(str(error))
+            return None
 
     def _noticing(self) -> _Noticing:
         return _Noticing(self._failed)

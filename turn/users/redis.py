@@ -24,7 +24,7 @@ from stun.credentials import Profile, userhash
 from stun.errors import UsageError
 from stun.strings import StringError
 from stun.users import Secret
-from turn.users.base import BackendError, UserRecord, redacted
+from turn.users.base import BackendError, BadRecord, UserRecord, redacted
 
 PATIENCE = 2.0
 """Seconds for a connection, and for an answer."""
@@ -39,9 +39,19 @@ def key_prefix(realm: str) -> str:
     return f"natkit:{{{realm}}}:"
 
 
+def bad_record(url: str, key: str) -> BadRecord:
+    """Say that what is stored under ``key`` is no user."""
+    return BadRecord(
+        f"{redacted(url)}: {key} is no user: `turnd users add --replace` writes it anew"
+    )
+
+
 @contextmanager
-def explained(url: str) -> Iterator[None]:
-    """Turn the library's errors into ones that say which server and what to do."""
+def explained(url: str, key: str = "") -> Iterator[None]:
+    """Turn the library's errors into ones that say which server and what to do.
+
+    ``key``: what is asked for of one user; a value of another type there is a bad record.
+    """
     from redis import exceptions
 
     try:
@@ -49,6 +59,8 @@ def explained(url: str) -> Iterator[None]:
     except exceptions.RedisError as error:
         name = redacted(url)
         match error:
+            case exceptions.ResponseError() if key and str(error).startswith("WRONGTYPE"):
+                raise bad_record(url, key) from None
             case exceptions.AuthenticationError():
                 how = _CHECK_URL
             case exceptions.ConnectionError() if _ABOUT_PASSWORDS.search(str(error)):
@@ -131,19 +143,18 @@ class RedisUsers:
     async def get(self, username: str) -> Sequence[Secret] | None:
         """Return the user's password or keys."""
         key = f"{self._prefix}user:{username}"
-        with explained(self._url):
+        with explained(self._url, key):
             fields = await self._redis.hgetall(key)
         try:
             return from_fields(username, fields).secrets() if fields else None
         except ValueError:
-            raise BackendError(
-                f"{redacted(self._url)}: {key} is no user: `turnd users add` writes it anew"
-            ) from None
+            raise bad_record(self._url, key) from None
 
     async def by_userhash(self, value: bytes) -> str | None:
         """Return the username whose USERHASH this is."""
-        with explained(self._url):
-            name = await self._redis.get(f"{self._prefix}userhash:{value.hex()}")
+        key = f"{self._prefix}userhash:{value.hex()}"
+        with explained(self._url, key):
+            name = await self._redis.get(key)
         return None if name is None else str(name, "utf-8", "replace")
 
     async def changed(self) -> bool:
@@ -182,10 +193,11 @@ class RedisTable:
                     f"the realm {self._realm!r} has a user {user.name!r} already: "
                     "remove it first, or say that it shall be replaced"
                 )
+            known_as = self._known_as(work, user.name)
             work.multi()
-            work.delete(*self._keys(user.name))
-            for known_as in {user.name, user.alias or user.name}:
-                work.hset(f"{self._prefix}user:{known_as}", mapping=to_fields(user))
+            work.delete(*known_as)
+            for key in known_as:
+                work.hset(key, mapping=to_fields(user))
             work.set(f"{self._prefix}userhash:{user.userhash.hex()}", user.name)
             work.sadd(users, user.name)
             work.incr(f"{self._prefix}changes")
@@ -194,21 +206,33 @@ class RedisTable:
             # All of it or nothing, and again if somebody else wrote users meanwhile.
             self._redis.transaction(write, users)
 
-    def _keys(self, prepared: str) -> list[str]:
+    def _known_as(self, work: Any, prepared: str) -> list[str]:
+        """Return where a user is found, by its name and by what SASLprep makes of it.
+
+        Unless somebody has that for a name: he comes first.
+        """
         names = {prepared}
         with suppress(StringError):
-            names.add(Profile.SASLPREP.prepare(prepared))
-        hashed = userhash(prepared, self._realm).hex()
-        return [f"{self._prefix}userhash:{hashed}", *(f"{self._prefix}user:{n}" for n in names)]
+            alias = Profile.SASLPREP.prepare(prepared)
+            if not work.sismember(f"{self._prefix}users", alias):
+                names.add(alias)
+        return [f"{self._prefix}user:{name}" for name in names]
 
     def remove(self, name: str) -> bool:
         """Remove a user; return whether there was one."""
         prepared = Profile.OPAQUE_STRING.prepare(name)
-        with explained(self._url), self._redis.pipeline(transaction=True) as work:
-            work.srem(f"{self._prefix}users", prepared)
-            work.delete(*self._keys(prepared))
+        users = f"{self._prefix}users"
+
+        def write(work: Any) -> None:
+            known_as = self._known_as(work, prepared)
+            work.multi()
+            work.srem(users, prepared)
+            work.delete(*known_as)
+            work.delete(f"{self._prefix}userhash:{userhash(prepared, self._realm).hex()}")
             work.incr(f"{self._prefix}changes")
-            return bool(work.execute()[0])
+
+        with explained(self._url):
+            return bool(self._redis.transaction(write, users)[0])
 
     def names(self) -> list[str]:
         """Return the names of all users of the realm, sorted."""

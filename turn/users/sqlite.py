@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 from stun.credentials import Profile
 from stun.errors import UsageError
 from stun.users import Secret
-from turn.users.base import BackendError, UserRecord
+from turn.users.base import BackendError, BadRecord, UserRecord
 
 T = TypeVar("T")
 
@@ -82,7 +82,7 @@ def _connect(path: Path, *, write: bool) -> sqlite3.Connection:
             connection.execute("PRAGMA query_only = on")
         (application,) = connection.execute("PRAGMA application_id").fetchone()
         (version,) = connection.execute("PRAGMA user_version").fetchone()
-        tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+        tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if write and not tables:
             connection.execute("PRAGMA journal_mode = wal")
             connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
@@ -120,9 +120,11 @@ def _advice(path: Path, error: sqlite3.DatabaseError) -> str:
         return ": it is a directory"
     if not os.access(path, os.R_OK):
         return ": this user may not read it; chown it to the user that turnd runs as"
-    if error.sqlite_errorname in ("SQLITE_NOTADB", "SQLITE_CORRUPT"):
+    # Errors of Python's module, rather than of SQLite, have no name.
+    name = getattr(error, "sqlite_errorname", "")
+    if name in ("SQLITE_NOTADB", "SQLITE_CORRUPT"):
         return ": restore it from a backup, or remove it and add the users again"
-    if error.sqlite_errorname == "SQLITE_BUSY":
+    if name == "SQLITE_BUSY":
         return ": another process writes to it for too long"
     if not os.access(path.parent, os.W_OK):
         return f": SQLite keeps files beside it, so {path.parent} must be writable, too"
@@ -152,7 +154,13 @@ class SqliteUsers:
             )
 
         row = await self._in_thread(ask)
-        return None if row is None else UserRecord(username, None, b"", *row).secrets()
+        try:
+            return None if row is None else UserRecord(username, None, b"", *row).secrets()
+        except ValueError as error:
+            raise BadRecord(
+                f"{self._path}: the user {username!r} has {error}: "
+                "`turnd users add --replace` writes it anew"
+            ) from None
 
     async def by_userhash(self, value: bytes) -> str | None:
         """Return the username whose USERHASH this is."""

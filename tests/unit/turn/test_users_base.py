@@ -12,6 +12,7 @@ from turn.server.events import Drained, LookUp
 from turn.users.base import (
     AT_ONCE,
     BackendError,
+    BadRecord,
     Loader,
     UserRecord,
     Where,
@@ -31,7 +32,7 @@ class Database:
     def __init__(self):
         self.users = {"alice": ALICE}
         self.asked = []
-        self.down = False
+        self.down = self.bad = False
         self.is_changed = False
         self.gate = asyncio.Event()
         self.gate.set()
@@ -48,6 +49,8 @@ class Database:
             self.inside -= 1
         if self.down:
             raise BackendError("the database sleeps: wake it")
+        if self.bad:
+            raise BadRecord("what is this?")
         return value
 
     async def get(self, username):
@@ -123,6 +126,27 @@ def test_a_hash_is_looked_up_with_its_user():
         assert service.users.by_userhash(known, NOW) == "alice"
         assert service.secrets("alice") == ALICE
         assert service.users.by_userhash(unknown, NOW) is None
+
+    asyncio.run(body())
+
+
+@pytest.mark.parametrize("lookup", [LookUp("alice"), LookUp("", userhash("alice", REALM))])
+def test_one_bad_record_is_not_a_database_that_is_down(lookup):
+    async def body():
+        complaints = []
+        service = Service(complain=complaints.append)
+        service.database.bad = True
+        service.loader.take(lookup)
+        await service.settle()
+        assert service.answered == [lookup]
+        assert complaints == ["what is this?"]
+        assert (service.loader.bad_records, service.loader.failures) == (1, 0)
+        assert service.users.reachable
+        assert not service.reports
+        if lookup.username:
+            assert service.secrets("alice") == ()
+        else:
+            assert service.users.by_userhash(lookup.userhash, NOW) is None
 
     asyncio.run(body())
 

@@ -33,15 +33,19 @@ def test_what_is_stored():
     assert from_fields("alice", {b"password": "p\u00e4ss".encode()}).secrets() == (
         Password("p\u00e4ss"),
     )
-    assert from_fields("alice", {b"sha256": b"00ff"}).secrets() == (StoredKeys(None, b"\0\xff"),)
+    key = b"\0\xff" * 16
+    stored = {b"sha256": key.hex().encode()}
+    assert from_fields("alice", stored).secrets() == (StoredKeys(None, key),)
     # Fields that another release may add do no harm.
     assert from_fields("alice", {b"password": b"x", b"since": b"1"}).secrets() == (Password("x"),)
 
 
-@pytest.mark.parametrize("fields", [{b"md5": b"xyz"}, {b"md5": b"0"}, {b"password": b"\xff"}])
+@pytest.mark.parametrize(
+    "fields", [{b"md5": b"xyz"}, {b"md5": b"0"}, {b"sha256": b"00ff"}, {b"password": b"\xff"}]
+)
 def test_what_is_no_user(fields):
     with pytest.raises(ValueError):  # noqa: PT011  (Python's own, and caught at once)
-        from_fields("alice", fields)
+        from_fields("alice", fields).secrets()
 
 
 def test_keys_of_a_realm_are_on_one_node():

@@ -14,7 +14,7 @@ from stun.errors import UsageError
 from stun.registry import PasswordAlgorithm
 from stun.users import Password, StoredKeys
 from turn.users import open_backend, open_table
-from turn.users.base import BackendError
+from turn.users.base import BackendError, BadRecord
 from turn.users.sqlite import SqliteTable, SqliteUsers, path_of
 
 REALM = "example.org"
@@ -118,6 +118,31 @@ def test_names_are_data(table, path):
     table.add(name, "'")
     assert table.names() == [name]
     assert ask(path, get(name)) == [(Password("'"),)]
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "words"),
+    [
+        ("password", b"octets", "a password that is not text"),
+        ("md5", "5f4dcc3b5aa765d61d8327deb882cf99", "a key that is not 16 octets"),
+        ("md5", b"short", "a key that is not 16 octets"),
+        ("md5_saslprep", 17, "a key that is not 16 octets"),
+        ("sha256", bytes(31), "a key that is not 32 octets"),
+    ],
+)
+def test_what_was_written_by_hand_and_is_no_user(table, path, column, value, words):
+    # A column of SQLite takes values of any type.
+    table.add("alice", "pass")
+    table.add("bob", "pass", keys_only=True)
+    with closing(sqlite3.connect(path)) as hand, hand:
+        hand.execute(
+            f"UPDATE users SET password = NULL, {column} = ? WHERE name = 'alice'", [value]
+        )
+    with pytest.raises(BadRecord, match=f"'alice' has {words}.*--replace"):
+        ask(path, get("alice"))
+    assert ask(path, get("bob"))[0] is not None
+    table.add("alice", "new", replace=True)
+    assert ask(path, get("alice")) == [(Password("new"),)]
 
 
 def test_only_the_owner_may_read_it(table, path):
