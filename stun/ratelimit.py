@@ -65,18 +65,26 @@ class ByteBudget:
 
     The law, for a prefix and any time of T seconds: the octets spent are at most those credited in
     it, and ``burst``, and ``refill`` times T.  Credit that is not used does not pile up beyond
-    ``burst``.  So whoever forges a source gets no more sent to it than they send; and a client
-    whose prefix has spent all of its burst still gets an answer, for each request that it repeats
-    brings credit.
+    ``burst``.  So whoever forges a source gets no more sent to it than they send.
+
+    Nothing goes unless there are ``least`` octets, however short it is.  Otherwise a flood that
+    asks for short answers would take each octet as it comes, and a neighbour's longer one would
+    never go; so all have the same chance, and a client that repeats its request gets through.
 
     ``burst`` is in octets (0: no limit at all), ``refill`` in octets a second.  The memory is
     constant, eight octets a slot; see the module's text.
     """
 
-    __slots__ = ("_interval", "_multiplier", "_shift", "_slots", "_tolerance")
+    __slots__ = ("_interval", "_least", "_multiplier", "_shift", "_slots", "_tolerance")
 
     def __init__(
-        self, burst: int, refill: float, *, entropy: Entropy, slots_log2: int = 14
+        self,
+        burst: int,
+        refill: float,
+        *,
+        entropy: Entropy,
+        least: int = 0,
+        slots_log2: int = 14,
     ) -> None:
         # As in PrefixLimiter: what a slot has spent is told by the instant at which it is whole
         # again, here ``_interval`` nanoseconds an octet.  That is rounded up, so never too much is
@@ -85,6 +93,7 @@ class ByteBudget:
         slowest = _LONGEST // max(burst, 1)
         self._interval = min(-int(-SECOND // refill), slowest) if refill else slowest
         self._tolerance = self._interval * burst
+        self._least = min(least, burst // 2)
         self._slots = array("q", bytes(8 << slots_log2)) if burst else array("q")
         self._multiplier = int.from_bytes(entropy(8)) | 1
         self._shift = 64 - slots_log2
@@ -101,10 +110,11 @@ class ByteBudget:
         whole = slots[slot]
         if whole < now:  # noqa: PLR1730  (max() costs a call, and this is on every packet's path)
             whole = now
-        after = whole + self._interval * (goes_out - came_in)
-        if after - now > self._tolerance:
+        needed = goes_out if goes_out > self._least else self._least
+        if whole + self._interval * (needed - came_in) - now > self._tolerance:
             self.credit(prefix, came_in, now)
             return False
+        after = whole + self._interval * (goes_out - came_in)
         # An instant that is past says no more than "whole", so unused credit ends here.
         slots[slot] = after if after > now else now
         return True

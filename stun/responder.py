@@ -282,7 +282,7 @@ class Responder:
         )
 
     def bare_in_place(
-        self, memory: bytearray | mmap, starts: Sequence[int], now: Instant, *, ipv6: bool
+        self, memory: mmap, starts: Sequence[int], now: Instant, *, ipv6: bool
     ) -> list[int]:
         """Turn many requests that :meth:`bare` would answer into their answers, where they lie.
 
@@ -474,7 +474,7 @@ def _unknown(request: Message, codes: tuple[int, ...]) -> Message:
     return _failure(request, ErrorCode.UNKNOWN_ATTRIBUTE).add(UNKNOWN_ATTRIBUTES, codes)
 
 
-def _answer_v4(memory: bytearray | mmap, starts: Sequence[int]) -> None:
+def _answer_v4(memory: mmap, starts: Sequence[int]) -> None:
     read, write = _SOURCE_V4.unpack_from, _MAPPED_V4.pack_into
     port_mask, mask = MAGIC_COOKIE >> 16, MAGIC_COOKIE
     for start in starts:
@@ -483,7 +483,7 @@ def _answer_v4(memory: bytearray | mmap, starts: Sequence[int]) -> None:
         write(memory, start + HEADER_SIZE, _BODY_V4, port ^ port_mask, address ^ mask)
 
 
-def _answer_v6(memory: bytearray | mmap, starts: Sequence[int]) -> None:
+def _answer_v6(memory: mmap, starts: Sequence[int]) -> None:
     for start in starts:
         port = memory[start - _NAME_V6 : start - _NAME_V6 + 2]
         address = memory[start - _NAME_V6 + 6 : start - _NAME_V6 + 22]

@@ -105,7 +105,7 @@ class _Bindings:
         return answer
 
     def bare_in_place(
-        self, memory: bytearray | mmap, starts: Sequence[int], now: Instant, *, ipv6: bool
+        self, memory: mmap, starts: Sequence[int], now: Instant, *, ipv6: bool
     ) -> list[int] | None:
         server = self._server
         if server.config.discovery:
@@ -116,7 +116,8 @@ class _Bindings:
 
     def _count(self, requests: int, answers: int) -> None:
         self._metrics.requests[_BINDING] += requests
-        self._metrics.responses[_BINDING, 0] += answers
+        if answers:
+            self._metrics.responses[_BINDING, 0] += answers
         if answers < requests:
             self._drops[DropReason.RATE_LIMITED] += requests - answers
 

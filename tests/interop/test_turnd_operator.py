@@ -167,8 +167,8 @@ def test_a_reload_changes_all_or_nothing(start: Start, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         assert "the peer policy changed" in done.stdout
         assert "limit allocations_per_user is 8 (was 7)" in done.stdout
-        with pytest.raises(turn.Forbidden):
-            relay.permit("127.0.0.10")
+        with turnd.allocate() as another, pytest.raises(turn.Forbidden):
+            another.permit("127.0.0.10")
 
 
 def test_a_new_certificate_is_taken_by_itself(start: Start, tmp_path: Path) -> None:

@@ -452,6 +452,7 @@ class Relay:
 
     @asynccontextmanager
     async def running(self):
+        await self.loader._backend.changed()  # as turnd does, so that users do not change at once
         async with self.driver:
             self.server.start(self.driver.now())
             self.driver.flush()

@@ -275,7 +275,8 @@ class Relay(Relaying["asyncio.Future[Any]"]):
     def send(self, data: bytes, peer: tuple[str, int], *, dont_fragment: bool = False) -> None:
         """Send a datagram to a peer.  Never blocks; nothing tells whether it arrives.
 
-        Without a permission for the peer one is installed, and the datagram waits for it.
+        Without a permission for the peer one is installed, and the first few datagrams wait for it
+        (sixteen, the others are counted in ``counters``); :meth:`permit` before a burst.
         """
         driver = self._driver
         self._client.send(as_peer(peer), data, driver.now(), dont_fragment=dont_fragment)

@@ -266,12 +266,14 @@ def turnd(ctx: click.Context, /, *, path: Path | None, check_config: bool, **giv
 def _serve(given: Given) -> int:
     import asyncio
 
+    from turn.aio import new_event_loop
     from turn.daemon.service import Turnd
 
     async def serve() -> None:
         await Turnd(given.load, on_ready=_announce, version=version()).run()
 
-    asyncio.run(serve())
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(serve())
     return SERVED
 
 

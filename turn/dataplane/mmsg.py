@@ -191,10 +191,11 @@ def join_received(sock: socket.socket, *, on: bool = True) -> bool:
 class Inbox:
     """Slots for datagrams.  ``named``: with the source of each; ``ipv6`` says what that looks like.
 
-    Slot ``n`` begins with the name (:func:`turn.dataplane.names.pack_name`) at ``memory[keys[n]]``, which goes on two
-    octets into the datagram: the key of a route.  The datagram is at ``starts[n]``, ``views[n]`` is
-    all of its room, ``addresses[n]`` where that is for the kernel.  In an inbox without names there
-    are :data:`HEADROOM` octets before it, and behind it as many for each that it can be joined of.
+    Slot ``n`` begins with the name (:mod:`turn.dataplane.names`) at ``memory[keys[n]]``, which goes
+    on two octets into the datagram: the key of a route.  The datagram is at ``starts[n]``,
+    ``views[n]`` is all of its room, ``addresses[n]`` where that is for the kernel.  In an inbox
+    without names there are :data:`HEADROOM` octets before it, and behind it as many for each that
+    it can be joined of.
     """
 
     __slots__ = ("_controls_at", "_named", "_template", "address", "addresses", "ipv6", "keys",

@@ -44,9 +44,7 @@ class SharedSelector(selectors.EpollSelector):
         self._serve: Callable[[Events], bool] = _nobody
         self._theirs: Container[int] = ()
 
-    def share(
-        self, serve: Callable[[Events], bool], theirs: Container[int]
-    ) -> select.epoll | None:
+    def share(self, serve: Callable[[Events], bool], theirs: Container[int]) -> select.epoll | None:
         """Have ``serve`` called for those of ``theirs`` that are ready; return where to register.
 
         ``serve`` says whether the loop may have got something to do.  ``None`` is returned when the

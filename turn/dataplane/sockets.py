@@ -82,7 +82,7 @@ TURN: Final = SECOND // 1000
 """How long the plane goes on serving what is ready before streams and timers get their turn."""
 DENSE: Final = SECOND // 4_000
 FEW: Final = 4
-GATHER: Final = 50e-6
+GATHER: Final = 300e-6
 """Seconds of rest after fewer than :data:`FEW` forwarded datagrams, :data:`DENSE` since the last.
 
 Waking up costs as much as relaying some packets does, and where many come one by one it would be
@@ -108,7 +108,7 @@ class Bindings(Protocol):
         ...
 
     def bare_in_place(
-        self, memory: bytearray | mmap, starts: Sequence[int], now: Instant, *, ipv6: bool
+        self, memory: mmap, starts: Sequence[int], now: Instant, *, ipv6: bool
     ) -> list[int] | None:
         """Turn many into their answers in memory; return where those are that are due."""
         ...
@@ -318,19 +318,16 @@ class SocketPlane:
 
     def _round(self) -> bool:
         """Serve what is ready; say whether more is likely to be ready by now."""
+        dense = monotonic_ns() - self._ended < DENSE
         forwarded = -self.to_peers - self.to_clients
         self._serve(self._events)
         forwarded += self.to_peers + self.to_clients
-        now = monotonic_ns()
-        dense = now - self._ended < DENSE
-        if forwarded < FEW:
-            if not (dense and forwarded):
-                self._ended = now
-                return False
+        more = forwarded >= FEW
+        if dense and forwarded and not more:
             sleep(GATHER)
-            now = monotonic_ns()
-        self._ended = now
-        return True
+            more = True
+        self._ended = monotonic_ns()
+        return more
 
     def _settle(self) -> None:
         if self._asked:

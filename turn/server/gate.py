@@ -41,6 +41,9 @@ MOST_WAITING: Final = 1024
 """Requests that wait for the user store."""
 MOST_OF_A_CLIENT: Final = 64
 """Of them, those from one client address (:func:`turn.server.quota.client_of`)."""
+LONGEST_ANSWER: Final = 128
+"""Octets that an answer to an unproven source hardly ever exceeds: a 401 with a realm of 24 has
+100, a Binding answer to RFC 5780 clients 116.  Longer ones wait until there are so many."""
 PATIENCE: Final = 3 * SECOND
 """How long they do.  Over UDP their clients have asked again by then."""
 
@@ -100,7 +103,9 @@ class Gate:
     def _limit(self, limits: Limits) -> None:
         entropy = self._core.entropy
         self._limits = limits
-        self.budget = ByteBudget(limits.unverified_burst, limits.unverified_refill, entropy=entropy)
+        self.budget = ByteBudget(
+            limits.unverified_burst, limits.unverified_refill, least=LONGEST_ANSWER, entropy=entropy
+        )
         """Octets that unproven sources may have; Binding answers are paid from it as well."""
         rate = limits.requests_per_second_per_client
         self._limiter = PrefixLimiter(rate, rate, entropy=entropy)

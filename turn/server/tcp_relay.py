@@ -455,6 +455,8 @@ class TcpRelay:
         if not connections:
             del self._connections[allocation]
             self._debtors.pop(allocation, None)
+        # They know each other: apart, none of them waits for the garbage collector.
+        connection.stream = connection.client = None
 
     # Time. ----------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from stun.credentials import Profile, userhash
-from stun.errors import UsageError
+from stun.errors import StunError, UsageError
 from stun.strings import StringError
 from stun.users import Secret
 from turn.users.base import BackendError, BadRecord, UserRecord, redacted
@@ -75,6 +75,12 @@ def explained(url: str, key: str = "") -> Iterator[None]:
             case _:
                 how = "see Redis's own log"
         raise BackendError(f"{name}: {error}: {how}") from None
+    except StunError:
+        raise
+    except Exception as error:
+        # The library passes on whatever it was sent, and trips over some of it.
+        what = f"{type(error).__name__}: {error}"
+        raise BackendError(f"{redacted(url)} does not answer as Redis does ({what})") from None
 
 
 def connect(url: str, *, blocking: bool = False) -> Any:
@@ -144,7 +150,7 @@ class RedisUsers:
         """Return the user's password or keys."""
         key = f"{self._prefix}user:{username}"
         with explained(self._url, key):
-            fields = await self._redis.hgetall(key)
+            fields = dict(await self._redis.hgetall(key))
         try:
             return from_fields(username, fields).secrets() if fields else None
         except ValueError:
@@ -155,7 +161,7 @@ class RedisUsers:
         key = f"{self._prefix}userhash:{value.hex()}"
         with explained(self._url, key):
             name = await self._redis.get(key)
-        return None if name is None else str(name, "utf-8", "replace")
+            return None if name is None else str(name, "utf-8", "replace")
 
     async def changed(self) -> bool:
         """Whether a user was added or removed."""

@@ -77,6 +77,7 @@ def _connect(path: Path, *, write: bool) -> sqlite3.Connection:
         isolation_level=None,
         check_same_thread=False,
     )
+    connection.text_factory = _text
     try:
         if not write:
             connection.execute("PRAGMA query_only = on")
@@ -102,16 +103,29 @@ def _connect(path: Path, *, write: bool) -> sqlite3.Connection:
     return connection
 
 
+def _text(octets: bytes) -> str | bytes:
+    """Read what a column of text holds; what is none is for whoever needs it to complain of."""
+    try:
+        return octets.decode()
+    except UnicodeDecodeError:
+        return octets
+
+
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
     """Turn SQLite's errors into ones that say which file and what to do."""
     try:
         yield
-    except sqlite3.DatabaseError as error:
+    except sqlite3.Error as error:
         raise BackendError(f"{path}: {error}{_advice(path, error)}") from None
+    except UnicodeDecodeError:  # of SQLite's own message, which quotes what it cannot read
+        raise BackendError(f"{path}: database disk image is malformed{_RESTORE}") from None
 
 
-def _advice(path: Path, error: sqlite3.DatabaseError) -> str:
+_RESTORE = ": restore it from a backup, or remove it and add the users again"
+
+
+def _advice(path: Path, error: sqlite3.Error) -> str:
     if not path.parent.is_dir():
         return f": there is no directory {path.parent}"
     if not path.exists():
@@ -123,7 +137,7 @@ def _advice(path: Path, error: sqlite3.DatabaseError) -> str:
     # Errors of Python's module, rather than of SQLite, have no name.
     name = getattr(error, "sqlite_errorname", "")
     if name in ("SQLITE_NOTADB", "SQLITE_CORRUPT"):
-        return ": restore it from a backup, or remove it and add the users again"
+        return _RESTORE
     if name == "SQLITE_BUSY":
         return ": another process writes to it for too long"
     if not os.access(path.parent, os.W_OK):

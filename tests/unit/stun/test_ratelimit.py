@@ -109,6 +109,23 @@ def test_a_rested_prefix_is_given_the_burst_and_then_what_it_brings(
     assert not budget.spend(b"abc", 1, now + SECOND)
 
 
+def test_a_flood_for_short_answers_does_not_starve_a_longer_one(
+    entropy: Callable[[int], bytes], rng: random.Random
+) -> None:
+    def answered(least: int) -> int:
+        """Of 100 requests for a challenge among 100,000 for a Binding answer, how many."""
+        budget = ByteBudget(16384, 0, entropy=entropy, least=least)
+        found = 0
+        for number in range(100_000):
+            if number % 1000 == rng.randrange(1000):
+                found += budget.exchange(b"abc", 28, 100, 0)
+            budget.exchange(b"abc", 20, 32, 0)
+        return found
+
+    assert answered(0) < 20, "those that came while there was a burst"
+    assert answered(128) > 40
+
+
 def test_credit_that_is_not_used_ends_at_the_burst(entropy: Callable[[int], bytes]) -> None:
     budget = ByteBudget(1000, 10, entropy=entropy)
     for _ in range(1000):
@@ -130,9 +147,13 @@ def test_an_exchange_is_made_at_once(entropy: Callable[[int], bytes]) -> None:
 @pytest.mark.parametrize("burst", [1, 100, 16384, 1 << 30])
 @pytest.mark.parametrize("run", range(4))
 def test_the_law_of_octets(
-    burst: int, refill: float, run: int, entropy: Callable[[int], bytes], rng: random.Random
+    burst: int,
+    refill: float,
+    run: int,
+    entropy: Callable[[int], bytes],
+    rng: random.Random,
 ) -> None:
-    budget = ByteBudget(burst, refill, entropy=entropy)
+    budget = ByteBudget(burst, refill, entropy=entropy, least=run % 2 * 128)
     # The excess of any window is what was spent, less what was credited and refilled, against its
     # lowest value before.  Exact numbers: an octet too many must show.
     rate, now, excess, lowest = Fraction(refill), rng.randrange(1 << 55), Fraction(0), Fraction(0)

@@ -7,7 +7,7 @@ import pytest
 from stun.errors import UsageError
 from stun.users import Password, StoredKeys
 from turn.users import open_backend, open_table
-from turn.users.base import BackendError, UserRecord
+from turn.users.base import BackendError, BadRecord, UserRecord
 from turn.users.redis import RedisUsers, connect, explained, from_fields, key_prefix, to_fields
 
 REALM = "example.org"
@@ -99,3 +99,28 @@ def test_without_the_library(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(UsageError, match=r"pip install 'natkit\[redis\]'"):
         connect("redis://host")
+
+
+@pytest.mark.parametrize(
+    "error", [TypeError("no iterable"), RecursionError("deep"), ValueError("no number")]
+)
+def test_a_server_that_is_no_redis(error):
+    with (
+        pytest.raises(BackendError, match=r"//:\*\*\*@h/ does not answer as Redis does \(.*Error:"),
+        explained("redis://:secret@h/"),
+    ):
+        raise error
+
+
+def test_what_is_said_in_our_words_is_passed_on():
+    with pytest.raises(UsageError, match="as it is"), explained("redis://h/"):
+        raise UsageError("as it is")
+
+
+def test_a_value_of_another_type_concerns_one_user():
+    error = exceptions.ResponseError("WRONGTYPE Operation against a key")
+    about = explained("redis://h/", "natkit:{r}:user:alice")
+    with pytest.raises(BadRecord, match="user:alice is no user"), about:
+        raise error
+    with pytest.raises(BackendError, match="turnd's own"), explained("redis://h/"):
+        raise error

@@ -145,6 +145,24 @@ def test_what_was_written_by_hand_and_is_no_user(table, path, column, value, wor
     assert ask(path, get("alice")) == [(Password("new"),)]
 
 
+def test_text_that_is_no_text(table, path):
+    table.add("alice", "pass")
+    with closing(sqlite3.connect(path)) as hand, hand:
+        hand.execute("UPDATE users SET password = CAST(x'ff' AS TEXT)")
+    with pytest.raises(BadRecord, match="a password that is not text"):
+        ask(path, get("alice"))
+
+
+@pytest.mark.parametrize("octet", [0, 0x20, 0xB5, 0xFF])
+def test_a_damaged_file(table, path, octet):
+    table.add("alice", "pass")
+    table.close()
+    text = b"CREATE TABLE users"
+    path.write_bytes(path.read_bytes().replace(text, bytes([octet]) * len(text)))
+    with pytest.raises(BackendError, match=r"malformed.*: restore it from a backup"):
+        ask(path, get("alice"))
+
+
 def test_only_the_owner_may_read_it(table, path):
     table.add("alice", "pass")
     for file in path.parent.iterdir():
