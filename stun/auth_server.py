@@ -131,6 +131,7 @@ class Accepted:
     ``expires``: when that token ends, and with it whatever it was good for: "The lifetime provided
     by the TURN server in the Allocate and Refresh responses MUST be less than or equal to the
     lifetime of the token" (RFC 7635 section 9).
+    ``person``: of a time-limited username what stands behind its time; empty for any other.
     """
 
     username: str
@@ -139,15 +140,17 @@ class Accepted:
     integrity: Integrity
     token: str = ""
     expires: Instant | None = None
+    person: str = ""
 
     @property
     def account(self) -> str:
         """Whom quotas are counted for.
 
         All clients of an authorization server have its key's name for a username, so with a token
-        it is the username and the token.
+        it is the username and the token.  Of a time-limited credential it is the person: a new one
+        for the same person is no new allowance.
         """
-        return f"{self.username} {self.token}" if self.token else self.username
+        return f"{self.username} {self.token}" if self.token else self.person or self.username
 
     def may_use(self, username: str, session: Accepted | None) -> bool:
         """Whether whoever this is may go on with what ``username`` began.
@@ -391,7 +394,10 @@ class Authenticator:
         # "the MESSAGE-INTEGRITY-SHA256 attribute [...] unless the request was processed as though
         # PASSWORD-ALGORITHM was MD5 (because the request contained neither)".
         integrity = _SHA256_PROOF if modern else _SHA1_PROOF
-        return Accepted(name, key, algorithm, integrity, token, expires)
+        person = ""
+        if not token and isinstance(self._proven[name, algorithm, modern][0], SharedSecret):
+            person = name.partition(":")[2]
+        return Accepted(name, key, algorithm, integrity, token, expires, person)
 
     def _find_key(
         self,

@@ -232,7 +232,8 @@ class Streams:
             return
         if isinstance(decision, Refused):
             stream.say(decision.last_words)
-            raise StreamEnded(Cause.OTHER, decision.reason)
+            cause = Cause.TLS_FAILED if decision.last_words else Cause.OTHER
+            raise StreamEnded(cause, decision.reason)
         stream.entrance = None
         if decision.header is not None and decision.header.client and decision.header.server:
             stream.remote, stream.local = decision.header.client, decision.header.server
@@ -370,14 +371,16 @@ class Streams:
         was = stream.state
         entering = stream.listener is not None and was in _ENTERING
         del self._streams[stream.handle]
-        if end.cause is Cause.END_OF_STREAM:
+        heard_all = end.cause is Cause.END_OF_STREAM
+        if heard_all:
             # RFC 5246 section 7.2.1: "MUST respond with a close_notify alert of its own".
             stream.farewell()
-        if end.cause is Cause.END_OF_STREAM and stream.wants_write:
-            # The peer has said all it wants to say and may still listen.
+        if end.cause is Cause.TLS_FAILED or (heard_all and stream.wants_write):
+            # There is an alert on its way; or the peer has said all it wants and may still listen.
             self._leave(stream)
         else:
-            self._let_go(stream)
+            # What was not sent is lost, which must not look like an end to whoever reads the rest.
+            self._let_go(stream, reset=stream.wants_write)
         if not entering:
             self._core.tell(Closed(stream.handle, end.cause, end.detail))
             return
@@ -390,6 +393,7 @@ class Streams:
         if len(self._leaving) >= LEAVING:
             oldest = next(iter(self._leaving))
             self._let_go(oldest, reset=oldest.wants_write)
+        self._entering.pop(stream, None)
         self._leaving[stream] = self._reactor.now() + LINGER
         stream.leave()
         self._watch_leaving(stream)
@@ -447,7 +451,7 @@ class Streams:
         """Close every descriptor."""
         for stream in [*self._streams.values(), *self._leaving]:
             stream.farewell()
-            self._let_go(stream)
+            self._let_go(stream, reset=stream.wants_write)
         self._streams.clear()
         for handle in [*self._listeners]:
             self.shut(Shut(handle))

@@ -9,7 +9,6 @@ settings, beside those that run; :meth:`Parts.commit` lets the new ones take the
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Coroutine, Hashable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -40,6 +39,10 @@ class Host(Operated, Source, Protocol):
 
     def found(self, lookup: LookUp) -> None:
         """Go on with the requests that waited for the database."""
+        ...
+
+    def allocations_by_account(self) -> Mapping[str, int]:
+        """Return what users have on this server."""
         ...
 
     def elsewhere(self, allocations: Mapping[str, int]) -> None:
@@ -159,7 +162,7 @@ class Parts:
                 url,
                 settings.realm,
                 host.nonces,
-                counts=lambda: Counter(session.username for session in host.sessions()),
+                counts=host.allocations_by_account,
                 elsewhere=host.elsewhere,
                 report=host.database_state,
             )

@@ -6,6 +6,7 @@ again when either changes, and what differs between two plans is what a reload h
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
@@ -129,6 +130,12 @@ def _relays(
     given = settings.relay.addresses
     if given:
         made = tuple(RelayAddress(_local(relay.local, choice), relay.advertised) for relay in given)
+        for public, times in Counter(relay.advertised for relay in made).items():
+            if times > 1:
+                # Two ports of one number would look the same to everybody else.
+                raise ConfigError(
+                    [f"--relay-address: {times} local addresses are said to be seen as {public}"]
+                )
         private = [
             relay.local
             for relay in made

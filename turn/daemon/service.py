@@ -271,6 +271,10 @@ class Turnd:
         self._server.found(lookup, self.now())
         self._driver.flush()
 
+    def allocations_by_account(self) -> Mapping[str, int]:
+        """Return what users have on this server."""
+        return self._server.allocations_by_account()
+
     def elsewhere(self, allocations: Mapping[str, int]) -> None:
         """Take what users have on other servers of the fleet."""
         self._server.set_elsewhere(allocations)

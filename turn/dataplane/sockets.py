@@ -82,7 +82,7 @@ TURN: Final = SECOND // 1000
 """How long the plane goes on serving what is ready before streams and timers get their turn."""
 DENSE: Final = SECOND // 4_000
 FEW: Final = 4
-GATHER: Final = 300e-6
+GATHER: Final = 50e-6
 """Seconds of rest after fewer than :data:`FEW` forwarded datagrams, :data:`DENSE` since the last.
 
 Waking up costs as much as relaying some packets does, and where many come one by one it would be

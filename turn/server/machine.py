@@ -215,6 +215,10 @@ class Server:
         """Say how many allocations users have on other servers of a fleet."""
         self._core.quotas.elsewhere(allocations)
 
+    def allocations_by_account(self) -> Mapping[str, int]:
+        """Return how many allocations each user has here, by what quotas call a user."""
+        return self._core.quotas.of_users()
+
     # Looking. -------------------------------------------------------------------------------------
 
     def sessions(self) -> Iterator[SessionInfo]:

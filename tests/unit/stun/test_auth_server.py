@@ -350,12 +350,29 @@ class TestTimeLimited:
             for now in (0, 100 * SECOND):
                 outcome = server.validate(proven, CLIENT, now)
                 assert isinstance(outcome, Accepted)
-                assert outcome.username == outcome.account == f"{EPOCH + 100}:alice"
+                assert outcome.username == f"{EPOCH + 100}:alice"
+                assert outcome.account == "alice", "the next credential is no new allowance"
             # Its key is kept; that it has expired counts nevertheless.
             assert isinstance(server.validate(proven, CLIENT, 101 * SECOND), Rejected)
         other = rest_credentials("no secret", EPOCH + 100, "alice")
         message, key = modern(server, username=other.username, password=other.password)
         assert isinstance(server.validate(received(message, sha256_key=key), CLIENT, 0), Rejected)
+
+
+    def test_without_a_name_the_time_is_the_account(self):
+        server = authenticator(RestUsers(["secret"]))
+        mine = rest_credentials("secret", EPOCH + 100)
+        message, key = modern(server, username=mine.username, password=mine.password)
+        outcome = server.validate(received(message, sha256_key=key), CLIENT, 0)
+        assert isinstance(outcome, Accepted)
+        assert outcome.account == str(EPOCH + 100)
+
+    def test_a_name_on_the_list_that_looks_like_one_is_whole(self):
+        server = authenticator(StaticUsers({"4102444800:alice": "password"}, REALM_NAME))
+        message, key = modern(server, username="4102444800:alice", password="password")
+        outcome = server.validate(received(message, sha256_key=key), CLIENT, 0)
+        assert isinstance(outcome, Accepted)
+        assert outcome.account == "4102444800:alice"
 
 
 class Changing:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import ssl
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from stun import streams, tcp
+from stun.hello import ALERT_NO_APPLICATION_PROTOCOL
 from stun.sansio import (
     MILLISECOND,
     Accepted,
@@ -155,6 +158,54 @@ def test_no_more_than_some_leave_at_once(run: Runner, monkeypatch: pytest.Monkey
 
     beside(run, Recorder(say_and_shut).order(Listen(1, address)), client, done)
     assert max(seen) <= 3
+
+
+def test_an_alert_reaches_a_client_that_says_more(run: Runner, certificate: Path) -> None:
+    address = Address(LOCALHOST, free_port())
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["h2"])
+    outgoing = ssl.MemoryBIO()
+    with pytest.raises(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="stun.example").do_handshake()
+
+    def client() -> None:
+        with connect(address) as sock:
+            sock.sendall(outgoing.read() + bytes(500_000))
+            assert read_all(sock) == ALERT_NO_APPLICATION_PROTOCOL
+
+    machine = Recorder().order(Listen(1, address, security=Security.REQUIRED))
+    ended = "not accepted: TLS client that offers other protocols only (ALPN)"
+    beside(
+        run,
+        machine,
+        client,
+        lambda: ended in run.driver.counters and not leaving(run),
+        server_tls=ServerTls(certificate),
+    )
+    assert not machine.all(Accepted)
+
+
+def test_what_was_not_sent_does_not_look_like_the_end(run: Runner) -> None:
+    """A slow reader must not take a part for the whole."""
+    address = Address(LOCALHOST, free_port())
+    given_up = threading.Event()
+
+    def react(machine: Recorder, event: Told) -> None:
+        match event:
+            case Accepted(handle=handle):
+                machine.order(*[Write(handle, bytes(1 << 16)) for _ in range(400)])
+            case Closed():
+                given_up.set()
+
+    def client() -> None:
+        with connect(address) as sock:
+            assert given_up.wait(PATIENCE)
+            with pytest.raises(ConnectionResetError):
+                read_all(sock)
+
+    machine = Recorder(react).order(Listen(1, address))
+    beside(run, machine, client, lambda: machine.all(Closed))
+    assert machine.one(Closed).detail == "peer does not read"
 
 
 def test_a_stream_that_both_shut_is_over_at_once(run: Runner) -> None:

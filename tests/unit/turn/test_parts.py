@@ -34,6 +34,9 @@ class Host:
     def found(self, lookup: LookUp) -> None:
         self.answered.append(lookup)
 
+    def allocations_by_account(self) -> Mapping[str, int]:
+        return {}
+
     def elsewhere(self, allocations: Mapping[str, int]) -> None:
         raise AssertionError("there is no fleet")
 

@@ -92,6 +92,11 @@ def test_relay_addresses_say_how_listeners_are_seen() -> None:
     assert not made.warnings
 
 
+def test_two_relay_addresses_are_not_seen_as_one() -> None:
+    with pytest.raises(ConfigError, match=r"2 local addresses .* seen as 203\.0\.113\.5"):
+        plan(relay__addresses=["10.0.0.5=203.0.113.5", "10.0.0.6=203.0.113.5"])
+
+
 def test_private_relays_are_warned_of() -> None:
     behind_a_nat = MACHINE[:2] + MACHINE[3:4]
     (warning,) = plan(machine=behind_a_nat, route={4: "10.0.0.5", 6: None}.get).warnings
