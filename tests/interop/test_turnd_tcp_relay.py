@@ -122,3 +122,12 @@ def test_a_client_that_waits_for_its_peers(turnd: Turnd, require_peer: Callable[
     assert sent == 2 * MESSAGES
     # One of the two does not count what it gets; it is the same with the client's own server.
     assert received >= MESSAGES * 0.9
+
+
+def test_each_data_connection_is_admitted_by_the_nonce_of_its_client(
+    turnd: Turnd, require_peer: Callable[..., str]
+) -> None:
+    # A 438 for each of them, for the port is another one, has this client stop without a word.
+    sent, received = relay(require_peer, turnd.port, "-m", "4")
+    assert sent == 4 * MESSAGES
+    assert received >= sent * 0.9

@@ -80,15 +80,15 @@ at that moment may be queued a little later.
 """
 TURN: Final = SECOND // 1000
 """How long the plane goes on serving what is ready before streams and timers get their turn."""
-DENSE: Final = SECOND // 4_000
-FEW: Final = 4
-GATHER: Final = 50e-6
-"""Seconds of rest after fewer than :data:`FEW` forwarded datagrams, :data:`DENSE` since the last.
+PACE: Final = 200_000
+"""Nanoseconds from one round to the next where several packets come in that time.
 
-Waking up costs as much as relaying some packets does, and where many come one by one it would be
+Waking up costs more than relaying some packets does, and where many come one by one it would be
 paid for each.  It is what network cards do (interrupt moderation), in their order of magnitude:
-nothing beside the time a packet takes through the Internet.
+little beside the time a packet takes through the Internet.
 """
+SHORTEST: Final = 20_000
+"""Nanoseconds that are worth going to sleep for."""
 
 _BARE = bytes.fromhex("0001 0000 2112 a442")
 _BARE_SIZE = 20
@@ -146,7 +146,10 @@ class SocketPlane:
         self._promoted = 0
         self._asked = False
         """Whether the machine was called in this wake-up."""
-        self._ended: Instant = 0
+        self._began: Instant = 0
+        """When the last round did."""
+        self._paced = False
+        """Whether it came after a rest, and more than one packet with it."""
         self.received = self.sent = self.to_peers = self.to_clients = 0
         self._epoll: select.epoll | None = None
         self._shared: SharedSelector | None = None
@@ -318,16 +321,17 @@ class SocketPlane:
 
     def _round(self) -> bool:
         """Serve what is ready; say whether more is likely to be ready by now."""
-        dense = monotonic_ns() - self._ended < DENSE
-        forwarded = -self.to_peers - self.to_clients
+        begin = monotonic_ns()
+        before = self.to_peers + self.to_clients
         self._serve(self._events)
-        forwarded += self.to_peers + self.to_clients
-        more = forwarded >= FEW
-        if dense and forwarded and not more:
-            sleep(GATHER)
-            more = True
-        self._ended = monotonic_ns()
-        return more
+        forwarded = self.to_peers + self.to_clients - before
+        if self._paced or begin - self._began < PACE:
+            self._paced = forwarded > 1
+            rest = begin + PACE - monotonic_ns() if forwarded else 0
+            if rest > SHORTEST:
+                sleep(rest / 1e9)
+        self._began = begin
+        return forwarded > 1
 
     def _settle(self) -> None:
         if self._asked:

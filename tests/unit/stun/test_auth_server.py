@@ -358,7 +358,6 @@ class TestTimeLimited:
         message, key = modern(server, username=other.username, password=other.password)
         assert isinstance(server.validate(received(message, sha256_key=key), CLIENT, 0), Rejected)
 
-
     def test_without_a_name_the_time_is_the_account(self):
         server = authenticator(RestUsers(["secret"]))
         mine = rest_credentials("secret", EPOCH + 100)
