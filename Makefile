@@ -20,11 +20,12 @@ demo: $(VENV)/.run ## build every kind of NAT on this machine and have natcheck 
 
 test: $(VENV)/.dev ## every test: unit, vectors, property, simulated network, real NATs
 	@sh tools/bootstrap.sh lab
-	$(PYTEST) --ignore=tests/lab --ignore=tests/interop --ignore=tests/bench
+	$(PYTEST) --ignore=tests/lab --ignore=tests/interop --ignore=tests/bench --numprocesses=auto
 	$(PYTEST) tests/lab --numprocesses=$(LAB_JOBS)
 
 quick: $(VENV)/.dev ## the tests that need no privileges and under a minute
-	$(PYTEST) -m "not slow and not lab" --ignore=tests/interop --ignore=tests/bench
+	$(PYTEST) -m "not slow and not lab" --ignore=tests/lab --ignore=tests/interop --ignore=tests/bench \
+		--numprocesses=auto
 
 lint: $(VENV)/.dev ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .
@@ -40,7 +41,7 @@ bench: $(VENV)/.interop ## the figures of the README, each beside a peer in one 
 	@sh tools/bootstrap.sh interop
 	$(PYTEST) tests/bench --benchmark-only --benchmark-group-by=group \
 		--benchmark-columns=min,median,iqr,rounds
-	$(BIN)/python tools/bench/server.py
+	$(BIN)/python tools/bench/relay.py $(BENCH)
 
 repeat: $(VENV)/.run ## natcheck 20 times behind every kind of NAT, without loss and with 10 %
 	@sh tools/bootstrap.sh lab

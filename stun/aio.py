@@ -136,6 +136,17 @@ class Driver(Generic[Event]):
             await self._next_wakeup()
         self._raise_failure()
 
+    async def see_off(self, patience: float) -> None:
+        """Wait until streams that the machine has shut have sent what they keep.
+
+        At most ``patience`` seconds: :meth:`close`, which is to follow, resets those that have not.
+        """
+        loop = asyncio.get_running_loop()
+        end = loop.time() + patience
+        # Looked at now and then: it is done once in a life, too seldom to be an event.
+        while self._sockets.streams.owed and not self._ended and loop.time() < end:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
     def close(self) -> None:
         """Close every descriptor; :meth:`run` and :meth:`events` come to an end."""
         self._ended = True

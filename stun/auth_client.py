@@ -135,6 +135,10 @@ class Guard(Protocol):
         """Say what is to be done with a response; raises nothing on its octets but DecodeError."""
         ...
 
+    def adopt(self) -> None:
+        """Have later requests begin with what this one has been asked for, unproven as it is."""
+        ...
+
 
 class Sessions:
     """What is known about servers: a bounded table, the one unused for longest goes first."""
@@ -272,6 +276,9 @@ class ShortTermGuard:
             fingerprint=fingerprint,
         )
 
+    def adopt(self) -> None:
+        """Do nothing: there are no challenges."""
+
     def judge(self, response: Message) -> Verdict:
         """Every response needs a proof, errors too (section 9.1.4)."""
         error = _error_code(response)
@@ -407,6 +414,11 @@ class LongTermGuard:
         if self._answered >= MAX_CHALLENGES:
             return refuse(f"{MAX_CHALLENGES} challenges were answered and another one came")
         return self._answer(new)
+
+    def adopt(self) -> None:
+        """Have later requests answer the challenge that this one was given."""
+        if self._challenge is not None:
+            self._sessions.remember(self._server, self._credentials, self._challenge)
 
     def _answer(self, challenge: Challenge) -> Retry:
         self._answered += 1

@@ -251,6 +251,17 @@ class Client:
         if current is not None:
             self._remove(current)
 
+    def adopt_challenge(self, transaction_id: bytes) -> None:
+        """Have later requests answer the challenge that an open one was given.
+
+        Otherwise they wait for its success, which proves that it was the server's.  This is for
+        whoever does not wait for that.
+        """
+        current = self._names.get(transaction_id)
+        guard = None if current is None else self._pending[current].guard
+        if guard is not None:
+            guard.adopt()
+
     def forget(self, handle: Handle) -> None:
         """Take note that the owner shut a stream, which no event tells; its requests just end."""
         self._streams.pop(handle, None)

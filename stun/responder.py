@@ -291,34 +291,23 @@ class Responder:
         for the rest of an answer (:data:`BARE_ANSWER`).  Returns at which of ``starts`` there is an
         answer that may be sent; a mapped IPv4 address must not come here.
         """
-        host, octets = (_NAME_V6 - 6, IPV6_PREFIX) if ipv6 else (_NAME_V4 - 2, IPV4_PREFIX)
-        groups: dict[bytes, list[int]] = {}
-        for start in starts:
-            at = start - host
-            prefix = memory[at : at + octets]
-            group = groups.get(prefix)
-            if group is None:
-                groups[prefix] = [start]
-            else:
-                group.append(start)
+        before, octets = (_NAME_V6 - 6, IPV6_PREFIX) if ipv6 else (_NAME_V4 - 2, IPV4_PREFIX)
+        budget, allow, length = self._budget, self._answers.allow, BARE_ANSWER[ipv6]
         paid: list[int] = []
-        for prefix, group in groups.items():
-            paid += self._paid(prefix, group, BARE_ANSWER[ipv6], now)
+        for start in starts:
+            at = start - before
+            prefix = memory[at : at + octets]
+            if (
+                allow(prefix, now)
+                if budget is None
+                else budget.exchange(prefix, HEADER_SIZE, length, now)
+            ):
+                paid.append(start)
         if ipv6:
             _answer_v6(memory, paid)
         else:
             _answer_v4(memory, paid)
         return paid
-
-    def _paid(self, prefix: bytes, starts: list[int], length: int, now: Instant) -> list[int]:
-        """Return as many of a prefix's requests as it has the budget to be answered."""
-        budget, count = self._budget, len(starts)
-        if budget is None:
-            return [start for start in starts if self._answers.allow(prefix, now)]
-        # Asked once for all that came together; that fails as a whole, but their credit is given.
-        if budget.exchange(prefix, count * HEADER_SIZE, count * length, now):
-            return starts
-        return [start for start in starts if budget.spend(prefix, length, now)]
 
     def _full(self, data: bytes, source: Address, endpoint: Endpoint) -> bytes:
         """Return the answer to a bare request with all that RFC 5780 section 6.1 demands."""

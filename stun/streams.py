@@ -119,6 +119,11 @@ class Streams:
     def __contains__(self, handle: Handle) -> bool:
         return handle in self._streams or handle in self._listeners
 
+    @property
+    def owed(self) -> int:
+        """Octets that still wait to be sent on streams which the machine has let go of."""
+        return sum(stream.waiting for stream in self._leaving)
+
     # Time. ----------------------------------------------------------------------------------------
 
     def deadline(self) -> Instant | None:

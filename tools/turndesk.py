@@ -117,6 +117,9 @@ class Desk:
         self.written: dict[Handle, bytes] = {}
         self.shut: list[Handle] = []
         self.dialled: list[Dial] = []
+        self.unread: set[Handle] = set()
+        """Streams that are not to be read from."""
+        self.holds = 0
         self.events: list[Any] = []
         self.routes: dict[Any, InstallRoute] = {}
         self.orders: list[InstallRoute | RemoveRoute] = []
@@ -154,8 +157,9 @@ class Desk:
                 self.shut.append(handle)
             case Dial():
                 self.dialled.append(output)
-            case Hold():
-                pass
+            case Hold(handle, held):
+                (self.unread.add if held else self.unread.discard)(handle)
+                self.holds += 1
             case InstallRoute(route):
                 self.routes[route.key] = output
                 self.orders.append(output)

@@ -71,10 +71,19 @@ class RelayDriver(Driver[ServerEvent]):
         self.take(RemoveRoute, self._remove)
 
     async def __aenter__(self) -> Self:
-        loop = asyncio.get_running_loop()
-        if isinstance(loop, RelayLoop):
-            self.plane.share(loop.selector, self._guarded)
+        if sys.platform == "linux":
+            from turn.dataplane.loop import RelayLoop
+
+            loop = asyncio.get_running_loop()
+            if isinstance(loop, RelayLoop):
+                self.plane.share(loop.selector, self._fail)
         return await super().__aenter__()
+
+    def _fail(self, error: BaseException) -> None:
+        def throw() -> None:
+            raise error
+
+        self._guarded(throw)
 
     def _make_plane(self, core: Core) -> SocketPlane:
         self.plane = SocketPlane(core, bindings=_Bindings(self._server), observe=self._observe)
@@ -122,22 +131,16 @@ class _Bindings:
             self._drops[DropReason.RATE_LIMITED] += requests - answers
 
 
-class RelayLoop(asyncio.SelectorEventLoop):
-    """An event loop in whose selector the data plane has its sockets.  Linux only."""
-
-    def __init__(self) -> None:
-        from turn.dataplane.selector import SharedSelector
-
-        self.selector = SharedSelector()
-        super().__init__(self.selector)
-
-
 def new_event_loop() -> asyncio.AbstractEventLoop:
     """Return the event loop on which a :class:`RelayDriver` does best.
 
     It runs on any other as well; a packet that comes alone then costs more.
     """
-    return RelayLoop() if sys.platform == "linux" else asyncio.new_event_loop()
+    if sys.platform != "linux":
+        return asyncio.new_event_loop()
+    from turn.dataplane.loop import RelayLoop
+
+    return RelayLoop()
 
 
-__all__ = ["RelayDriver", "RelayLoop", "new_event_loop"]
+__all__ = ["RelayDriver", "new_event_loop"]

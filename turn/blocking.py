@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, Final, Self, Unpack
 from stun.blocking import Driver
 from stun.credentials import LongTerm, ThirdParty
 from stun.discovery import Target
-from stun.errors import UsageError
 from stun.sansio import Address, Cause
 from turn.client.config import ClientConfig
 from turn.client.events import (
@@ -194,18 +193,20 @@ class Relay(Relaying[_Wait]):
         addresses = [as_peer((p, 0) if isinstance(p, str) else p) for p in peers]
         client = self._client
         waits = [self._start(("permit", peer.host)) for peer in addresses]
-        client.permit(*addresses, now=self._driver.now())
-        self._driver.run_until(lambda: all(wait.is_done for wait in waits))
+        try:
+            client.permit(*addresses, now=self._driver.now())
+            self._driver.run_until(lambda: all(wait.is_done for wait in waits))
+        finally:
+            for wait in waits:
+                self._leave(wait)
         for wait in waits:
             self._end_of(wait)
 
     def bind(self, peer: tuple[str, int]) -> int:
         """Bind a channel to a peer, which saves 32 octets a datagram; its number."""
         address = as_peer(peer)
-        client = self._client
-        wait = self._start(("bind", address))
-        client.bind(address, self._driver.now())
-        return int(self._wait_for(wait))
+        client, now = self._client, self._driver.now()
+        return int(self._ask(("bind", address), lambda: client.bind(address, now)))
 
     def forget(self, peer: tuple[str, int]) -> None:
         """Keep the permission and the channel of a peer no longer alive."""
@@ -240,18 +241,14 @@ class Relay(Relaying[_Wait]):
 
     def refresh(self, lifetime: int | None = None) -> int:
         """Refresh now; the seconds that the server gave.  It also happens by itself."""
-        client = self._client
-        wait = self._start("refresh")
-        client.refresh(self._driver.now(), lifetime=lifetime)
-        return int(self._wait_for(wait))
+        client, now = self._client, self._driver.now()
+        return int(self._ask("refresh", lambda: client.refresh(now, lifetime=lifetime)))
 
     def move(self, local: tuple[str, int] | None = None) -> Address:
         """Go on from another local address (RFC 8016), which is returned."""
-        client = self._client
+        client, now = self._client, self._driver.now()
         at = None if local is None else as_peer(local)
-        wait = self._start("move")
-        client.move(self._driver.now(), local=at)
-        moved: Address = self._wait_for(wait)
+        moved: Address = self._ask("move", lambda: client.move(now, local=at))
         return moved
 
     # Connections (RFC 6062). ----------------------------------------------------------------------
@@ -259,10 +256,10 @@ class Relay(Relaying[_Wait]):
     def open_connection(self, peer: tuple[str, int]) -> Stream:
         """Open a TCP connection to a peer through the relay."""
         client = self._client
+        self._must_relay_tcp("open_connection")
         connection = client.connect(as_peer(peer), self._driver.now())
-        wait = self._start(("connect", connection))
         try:
-            stream: Stream = self._wait_for(wait)
+            stream: Stream = self._ask(("connect", connection), lambda: None)
         except BaseException:
             client.close(connection)
             raise
@@ -270,8 +267,7 @@ class Relay(Relaying[_Wait]):
 
     def accept(self, timeout: float | None = None) -> Stream:
         """Return the next connection that a permitted peer opens to the relayed address."""
-        if not self._race.relays_tcp:
-            raise UsageError('accept: connect with protocol="tcp" for connections')
+        self._must_relay_tcp("accept")
         self._until(lambda: bool(self._incoming), timeout, "nobody connected")
         return self._incoming.popleft()
 
@@ -307,8 +303,14 @@ class Relay(Relaying[_Wait]):
         self._waits.setdefault(key, []).append(wait)
         return wait
 
-    def _wait_for(self, wait: _Wait) -> Any:
-        self._driver.run_until(wait.done)
+    def _ask(self, key: Hashable, command: Callable[[], object]) -> Any:
+        """Give the machine a command and run until something comes of it."""
+        wait = self._start(key)
+        try:
+            command()
+            self._driver.run_until(wait.done)
+        finally:
+            self._leave(wait)
         return self._end_of(wait)
 
     def _end_of(self, wait: _Wait) -> Any:

@@ -32,11 +32,20 @@ class Refused(Exception):
 class RawTurn:
     """A connection to a TURN server over UDP, TCP or TLS."""
 
-    def __init__(self, server: Address, transport: str = "udp", *, patience: float = 2.0) -> None:
+    def __init__(
+        self,
+        server: Address,
+        transport: str = "udp",
+        *,
+        patience: float = 2.0,
+        source: str | None = None,
+    ) -> None:
         kind = socket.SOCK_DGRAM if transport == "udp" else socket.SOCK_STREAM
         family = socket.AF_INET6 if server.is_ipv6 else socket.AF_INET
         sock = socket.socket(family, kind)
         sock.settimeout(patience)
+        if source is not None:
+            sock.bind((source, 0))
         sock.connect(server)
         if kind == socket.SOCK_STREAM:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

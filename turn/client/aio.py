@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias, Unpack
 from stun.aio import Driver
 from stun.credentials import LongTerm, ThirdParty
 from stun.discovery import Target
-from stun.errors import StunError, UsageError
+from stun.errors import StunError
 from stun.sansio import Address
 from turn.client.config import ClientConfig
 from turn.client.events import (
@@ -252,9 +252,16 @@ class Relay(Relaying["asyncio.Future[Any]"]):
         addresses = [as_peer((p, 0) if isinstance(p, str) else p) for p in peers]
         client = self._client
         futures = [self._future(("permit", peer.host)) for peer in addresses]
-        client.permit(*addresses, now=self._driver.now())
-        self._driver.flush()
-        await self._all(futures)
+        try:
+            client.permit(*addresses, now=self._driver.now())
+            self._driver.flush()
+            await asyncio.wait(futures) if futures else None
+        finally:
+            for future in futures:
+                self._leave(future)
+        errors = [error for future in futures if (error := future.exception()) is not None]
+        if errors:
+            raise errors[0]
 
     async def bind(self, peer: tuple[str, int]) -> int:
         """Bind a channel to a peer, which saves 32 octets a datagram; its number.
@@ -262,11 +269,8 @@ class Relay(Relaying["asyncio.Future[Any]"]):
         Not necessary: peers that are sent to more than a few times get one by themselves.
         """
         address = as_peer(peer)
-        client = self._client
-        future = self._future(("bind", address))
-        client.bind(address, self._driver.now())
-        self._driver.flush()
-        return int(await self._one(future))
+        client, now = self._client, self._driver.now()
+        return int(await self._ask(("bind", address), lambda: client.bind(address, now)))
 
     def forget(self, peer: tuple[str, int]) -> None:
         """Keep the permission and the channel of a peer no longer alive."""
@@ -311,11 +315,8 @@ class Relay(Relaying["asyncio.Future[Any]"]):
 
     async def refresh(self, lifetime: int | None = None) -> int:
         """Refresh now; the seconds that the server gave.  It also happens by itself."""
-        client = self._client
-        future = self._future("refresh")
-        client.refresh(self._driver.now(), lifetime=lifetime)
-        self._driver.flush()
-        return int(await self._one(future))
+        client, now = self._client, self._driver.now()
+        return int(await self._ask("refresh", lambda: client.refresh(now, lifetime=lifetime)))
 
     async def move(self, local: tuple[str, int] | None = None) -> Address:
         """Go on from another local address after a change of networks (RFC 8016).
@@ -323,12 +324,9 @@ class Relay(Relaying["asyncio.Future[Any]"]):
         The relay must have been made with ``mobility``.  Relayed addresses, permissions and
         channels stay.  Returns the new local address.
         """
-        client = self._client
-        future = self._future("move")
+        client, now = self._client, self._driver.now()
         at = None if local is None else as_peer(local)
-        client.move(self._driver.now(), local=at)
-        self._driver.flush()
-        moved: Address = await self._one(future)
+        moved: Address = await self._ask("move", lambda: client.move(now, local=at))
         return moved
 
     # Connections (RFC 6062). ----------------------------------------------------------------------
@@ -340,13 +338,17 @@ class Relay(Relaying["asyncio.Future[Any]"]):
         :class:`turn.client.errors.PeerNotReached` and others.
         """
         client = self._client
+        self._must_relay_tcp("open_connection")
         connection = client.connect(as_peer(peer), self._driver.now())
         future = self._future(("connect", connection))
         self._driver.flush()
         try:
             pair: StreamPair = await self._one(future)
         except asyncio.CancelledError:
-            if self._end is None:
+            transport = self._streams.get(connection)
+            if transport is not None:  # it came in the same moment
+                transport.abort()
+            elif self._end is None:
                 client.close(connection)
                 self._driver.flush()
             raise
@@ -354,8 +356,7 @@ class Relay(Relaying["asyncio.Future[Any]"]):
 
     async def accept(self) -> AsyncIterator[Incoming]:
         """Yield the connections that permitted peers open to the relayed address, and the peers."""
-        if not self._race.relays_tcp:
-            raise UsageError('accept: connect with protocol="tcp" for connections')
+        self._must_relay_tcp("accept")
         while True:
             while not self._incoming:
                 await self._turn("accept", lambda: bool(self._incoming))
@@ -372,9 +373,9 @@ class Relay(Relaying["asyncio.Future[Any]"]):
         if event.incoming:
             self._incoming.append((*pair, event.peer))
             self._wake("accept")
-        elif ("connect", event.connection) in self._waits:
+        elif not all(wait.done() for wait in self._waits.get(("connect", event.connection), ())):
             self._settle(("connect", event.connection), pair)
-        else:  # nobody waits any more
+        else:  # nobody waits any more, or whoever did was cancelled a moment ago
             transport.abort()
 
     def _peer_stream(self, event: PeerStream) -> None:
@@ -402,29 +403,25 @@ class Relay(Relaying["asyncio.Future[Any]"]):
     async def _wait(self, key: Hashable) -> Any:
         return await self._one(self._future(key))
 
+    async def _ask(self, key: Hashable, command: Callable[[], object]) -> Any:
+        """Give the machine a command and wait for what comes of it."""
+        future = self._future(key)
+        try:
+            command()
+            self._driver.flush()
+            return await future
+        finally:
+            self._leave(future)
+
     async def _one(self, future: asyncio.Future[Any]) -> Any:
         try:
             return await future
         finally:
             self._leave(future)
 
-    async def _all(self, futures: list[asyncio.Future[Any]]) -> None:
-        try:
-            await asyncio.wait(futures) if futures else None
-        finally:
-            for future in futures:
-                self._leave(future)
-        errors = [error for future in futures if (error := future.exception()) is not None]
-        if errors:
-            raise errors[0]
-
-    def _leave(self, future: asyncio.Future[Any]) -> None:
-        future.cancel()
-        for key, waits in [*self._waits.items()]:
-            if future in waits:
-                waits.remove(future)
-                if not waits:
-                    del self._waits[key]
+    def _leave(self, wait: asyncio.Future[Any]) -> None:
+        wait.cancel()
+        super()._leave(wait)
 
     async def _turn(self, key: str, ready: Callable[[], bool]) -> None:
         """Wait for one's turn at a queue; pass it on when it is not taken."""

@@ -92,6 +92,12 @@ class NotAuthenticated(ServerRefused):
     advice = "check the username and the password; a time-limited credential may have expired"
 
 
+class CredentialsNeeded(NotAuthenticated):
+    """401, and there is nothing to answer it with."""
+
+    advice = "the server relays for its users only; give a username and a password, or credentials"
+
+
 class Forbidden(ServerRefused):
     """403: policy."""
 
@@ -177,7 +183,7 @@ class InsufficientCapacity(ServerRefused):
 
 
 _BY_CODE: dict[int, type[ServerRefused]] = {
-    ErrorCode.UNAUTHENTICATED: NotAuthenticated,
+    ErrorCode.UNAUTHENTICATED: CredentialsNeeded,
     ErrorCode.FORBIDDEN: Forbidden,
     ErrorCode.MOBILITY_FORBIDDEN: MobilityForbidden,
     ErrorCode.UNKNOWN_ATTRIBUTE: NotSupported,

@@ -177,7 +177,9 @@ class Lifecycle:
 
     def abandon(self, now: Instant) -> None:
         """Shut every socket at once; the server is told if one unanswered packet can do it."""
-        if self.state is State.ALLOCATED:
+        if self.state in (State.ALLOCATING, State.ALLOCATED):
+            # While it is allocating, the server may have granted already what is not heard of yet.
+            self._requests.adopt_challenges()
             self._give_back(now)
         if self.state is not State.ENDED:
             self._end(None)

@@ -324,6 +324,10 @@ class Client:
     def _send_slowly(self, peer: Address, data: bytes, now: Instant, dont_fragment: bool) -> None:
         """Send without a channel; find out what is missing for one."""
         self._need_datagrams("send")
+        if not isinstance(data, bytes | bytearray | memoryview):
+            raise TypeError(f"send: {type(data).__name__} is not octets")
+        if len(data) > 0xFFFF:
+            raise UsageError(f"send: {len(data)} octets are no datagram")
         if not self._peers.permits(peer.host):
             if self.state is not State.ALLOCATED and not self._life.is_made_anew:
                 self._need_allocation("send")

@@ -86,7 +86,9 @@ class Mover:
     def start(self, server: Target, local: Address, now: Instant) -> None:
         """Open the new socket; an earlier move that has not ended gives way."""
         if self.ticket is None:
-            raise UsageError("move: the server gave no ticket; allocate with mobility")
+            raise UsageError(
+                "move: there is no ticket for it; ask for mobility, which not every server allows"
+            )
         self._shut_new()
         self._new = Path.control(self._new_handle(), server, local)
         self._patience = now + PATIENCE

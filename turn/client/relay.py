@@ -15,6 +15,7 @@ from stun.discovery import Target
 from stun.errors import Dropped, StunError, UsageError
 from stun.registry import Method
 from stun.sansio import Address
+from turn.client.errors import server_text
 from turn.client.events import (
     Allocated,
     Bound,
@@ -158,6 +159,18 @@ class Relaying(Generic[W]):
             raise UsageError("there is no allocation yet")
         return self._race.client
 
+    def __repr__(self) -> str:
+        name = f"{type(self).__module__}.{type(self).__qualname__}"
+        if self._end is not None:
+            return f"<{name}: {self._end}>"
+        if self._allocated is None:
+            return f"<{name} without an allocation yet>"
+        return f"<{name} {self.relayed_address} at {server_text(self.server)}>"
+
+    def _must_relay_tcp(self, what: str) -> None:
+        if not self._race.relays_tcp:
+            raise UsageError(f'{what}: connect with protocol="tcp" for connections')
+
     def _counters(self, driver: Mapping[str, int]) -> Mapping[str, int]:
         counts = Counter(self._counts)
         counts.update(driver)
@@ -234,6 +247,14 @@ class Relaying(Generic[W]):
                 wait.set_exception(error)
             else:
                 wait.set_result(result)
+
+    def _leave(self, wait: W) -> None:
+        """Wait no more."""
+        for key, waits in [*self._waits.items()]:
+            if wait in waits:
+                waits.remove(wait)
+                if not waits:
+                    del self._waits[key]
 
     def _wake(self, key: Hashable) -> None:
         """Let one of those go on who wait for a queue."""

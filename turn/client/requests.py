@@ -176,6 +176,11 @@ class Requests:
             )
         self._open[name] = ask
 
+    def adopt_challenges(self) -> None:
+        """Have later requests answer what the open ones were challenged with."""
+        for transaction_id in self._open:
+            self._stun.adopt_challenge(transaction_id)
+
     def cancel(self, ask: Ask) -> None:
         """Forget a request: neither callback is called any more."""
         self._open.pop(ask.message.transaction_id, None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, Literal, TypedDict
+from typing import Any, Final, Literal, TypedDict
 
 from stun.attributes import host_octets, host_text
 from stun.credentials import LongTerm, ThirdParty
@@ -81,7 +81,11 @@ def as_credentials(
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What :func:`turn.connect` was asked for."""
+    """What :func:`turn.connect` was asked for.
+
+    Raises :class:`stun.errors.UsageError` for what contradicts itself, ``TypeError`` for options
+    that there are not.
+    """
 
     server: str | TurnUri | Target
     credentials: LongTerm | ThirdParty | None
@@ -89,6 +93,30 @@ class Wanted:
     address_family: Literal[4, 6] | None
     timeout: float
     options: Options
+
+    def __post_init__(self) -> None:
+        unknown = self.options.keys() - Options.__annotations__.keys()
+        if unknown:
+            raise TypeError(
+                f"connect() has no argument {min(unknown)!r}; its options are "
+                + ", ".join(sorted(Options.__annotations__))
+            )
+        _one_of("protocol", self.protocol, ("udp", "tcp"))
+        _one_of("family", self.options.get("family"), (None, 4, 6, "dual"))
+        _one_of("address_family", self.address_family, (None, 4, 6))
+        local = self.options.get("local")
+        if local is not None:
+            self.options["local"] = as_peer(local)
+        if self.protocol == "tcp" and self._datagrams_only():
+            raise UsageError(
+                f"{self}: connections are relayed over TCP or TLS only (RFC 6062 section 4.1); "
+                'with protocol="tcp" leave ?transport=udp out'
+            )
+
+    def _datagrams_only(self) -> bool:
+        if isinstance(self.server, Target):
+            return self.server.transport.protocol == "udp"
+        return as_uri(self.server).transport == "udp"
 
     def __str__(self) -> str:
         return server_text(self.server) if isinstance(self.server, Target) else str(self.server)
@@ -111,15 +139,23 @@ class Wanted:
         return NoRelay([*errors, late]) if errors else late
 
 
+def _one_of(name: str, value: object, allowed: Sequence[object]) -> None:
+    if value not in allowed:
+        raise UsageError(f"{name}={value!r}: it is one of {', '.join(map(repr, allowed))}")
+
+
 def as_peer(peer: tuple[str, int]) -> Address:
     """Return a peer's address as machines compare it; raises :class:`stun.errors.UsageError`."""
     if type(peer) is Address:
         return _normal(peer)
+    given: Any = peer
+    # A text would come apart into its letters.
+    parts: Any = [given] if isinstance(given, str) else given
     try:
-        host, port, *_ = peer
+        host, port, *_ = parts
+        return _normal(Address(host, port))
     except (TypeError, ValueError):
         raise UsageError(f"{peer!r}: a peer is (numeric IP address, port)") from None
-    return _normal(Address(host, port))
 
 
 @lru_cache(4096)

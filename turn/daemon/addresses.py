@@ -22,7 +22,7 @@ from typing import Final
 
 import ifaddr
 
-from stun.errors import UsageError
+from stun.errors import StunError, UsageError
 
 ANY_IPV4: Final = "0.0.0.0"  # noqa: S104  (what it stands for is bound instead)
 ANY_IPV6: Final = "::"
@@ -62,10 +62,18 @@ Lister = Callable[[], tuple[LocalAddress, ...]]
 
 
 def local_addresses() -> tuple[LocalAddress, ...]:
-    """Return every address of every interface, in the order of the interfaces."""
+    """Return every address of every interface, in the order of the interfaces.
+
+    Raises :class:`stun.errors.StunError` where the system does not tell, for want of descriptors.
+    """
     flags = _ipv6_flags()
     found: dict[str, LocalAddress] = {}
-    for adapter in ifaddr.get_adapters():
+    try:
+        adapters = ifaddr.get_adapters()
+    except OSError as error:
+        problem = error.strerror or error
+        raise StunError(f"this machine's addresses cannot be listed: {problem}") from None
+    for adapter in adapters:
         for entry in adapter.ips:
             if isinstance(entry.ip, str):
                 host = entry.ip

@@ -19,11 +19,14 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from stun.errors import StunError, UsageError
+from turn.daemon.visits import Visits
 
 LONGEST: Final = 1 << 16
 """Octets of a request."""
 PATIENCE: Final = 10.0
-"""Seconds that a client may take to say what it wants."""
+"""Seconds that a client may take to say what it wants, and to read the answer."""
+LONGEST_TTL: Final = 10 * 365 * 86400
+"""Seconds that a credential may be good for at most."""
 
 Command: TypeAlias = Callable[[Mapping[str, Any]], Awaitable[Any]]
 """Takes the request's object, returns what can be written as JSON; raises ``StunError``."""
@@ -40,8 +43,11 @@ class Refused(StunError):
 def default_path(environment: Mapping[str, str] = os.environ) -> Path:
     """Return where the socket is unless told otherwise.
 
-    systemd's ``RuntimeDirectory=``, else ``/run/turnd`` for root, else the user's own directory.
+    ``TURND_ADMIN_SOCKET``, else in systemd's ``RuntimeDirectory=``, else in ``/run/turnd`` for
+    root, else in the user's own directory.
     """
+    if path := environment.get("TURND_ADMIN_SOCKET"):
+        return Path(path)
     if directory := environment.get("RUNTIME_DIRECTORY"):
         return Path(directory.partition(":")[0]) / "turnd.sock"
     if os.geteuid() == 0:
@@ -61,6 +67,7 @@ class AdminSocket:
     def __init__(self, path: Path, commands: Mapping[str, Command]) -> None:
         self.path = path
         self._commands = dict(commands)
+        self._visits = Visits(self._serve)
         self._server: asyncio.Server | None = None
         self._inode: int | None = None
 
@@ -72,7 +79,7 @@ class AdminSocket:
             before = os.umask(0o177)
             try:
                 self._server = await asyncio.start_unix_server(
-                    self._serve, self.path, limit=LONGEST
+                    self._visits, self.path, limit=LONGEST
                 )
             finally:
                 os.umask(before)
@@ -86,31 +93,24 @@ class AdminSocket:
 
     async def __aexit__(self, *_: object) -> None:
         if self._server is not None:
-            self._server.close()
-            await self._server.wait_closed()
+            await self._visits.close(self._server)
         with contextlib.suppress(OSError):
             # A later turnd may have put its own socket here.
             if self.path.stat().st_ino == self._inode:
                 self.path.unlink()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            answer = await self._answer(reader)
+        answer = await self._answer(reader)
+        async with asyncio.timeout(PATIENCE):
             writer.write(json.dumps(answer).encode() + b"\n")
             await writer.drain()
-        except ConnectionError:
-            pass  # whoever asked has gone
-        finally:
-            writer.close()
-            with contextlib.suppress(ConnectionError):
-                await writer.wait_closed()
 
     async def _answer(self, reader: asyncio.StreamReader) -> dict[str, Any]:
         try:
             async with asyncio.timeout(PATIENCE):
                 line = await reader.readline()
             request = json.loads(line)
-        except (TimeoutError, ValueError):
+        except (TimeoutError, ValueError, RecursionError):  # the last of a thousand brackets
             return _error("a request is one JSON object on one line")
         if not isinstance(request, dict):
             return _error("a request is a JSON object")

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import click
 
 from stun.errors import StunError
-from turn.daemon.admin import ask, default_path
+from turn.daemon.admin import LONGEST_TTL, ask, default_path
 
 EXIT_FAILED = 1
 
@@ -18,8 +18,8 @@ socket_option = click.option(
     "--admin-socket",
     "socket",
     type=click.Path(path_type=Path),
-    envvar="TURND_ADMIN_SOCKET",
-    help="The admin socket of the turnd that is meant.",
+    metavar="PATH",
+    help="The admin socket of the turnd that is meant; else TURND_ADMIN_SOCKET names it.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -45,7 +45,7 @@ def _print_json(value: object) -> None:
 @click.command()
 @socket_option
 @json_option
-@click.option("--user", help="Only the allocations of this user.")
+@click.option("--user", metavar="NAME", help="Only the allocations of this user.")
 def sessions(socket: Path | None, as_json: bool, user: str | None) -> None:
     """List the allocations of the running turnd."""
     found = asked(socket, "sessions")
@@ -80,7 +80,7 @@ def sessions(socket: Path | None, as_json: bool, user: str | None) -> None:
 
 @click.command()
 @socket_option
-@click.option("--user", help="End every allocation of this user.")
+@click.option("--user", metavar="NAME", help="End every allocation of this user.")
 @click.argument("session", required=False)
 def disconnect(socket: Path | None, user: str | None, session: str | None) -> None:
     """End the allocation SESSION, or those of a user."""
@@ -92,10 +92,16 @@ def disconnect(socket: Path | None, user: str | None, session: str | None) -> No
     click.echo(f"{ended} allocation{'s' * (ended != 1)} ended")
 
 
-@click.command()
+@click.command(short_help="Mint a time-limited credential.")
 @socket_option
 @json_option
-@click.option("--ttl", type=click.IntRange(min=1), default=3600, help="Seconds that it is good.")
+@click.option(
+    "--ttl",
+    type=click.IntRange(min=1, max=LONGEST_TTL),
+    default=3600,
+    metavar="SECONDS",
+    help="How long it is good. Default: 3600.",
+)
 @click.argument("name", default="")
 def credentials(socket: Path | None, as_json: bool, ttl: int, name: str) -> None:
     """Mint a time-limited credential, for the user NAME, with the running turnd's first secret."""
@@ -110,15 +116,15 @@ def credentials(socket: Path | None, as_json: bool, ttl: int, name: str) -> None
     click.echo(f"good for  {_seconds(ttl)}")
 
 
-@click.command()
+@click.command(short_help="Take no new allocations; stop after the last one.")
 @socket_option
 def drain(socket: Path | None) -> None:
-    """Have the running turnd take no new allocations; it goes on with those it has."""
+    """Have the running turnd take no new allocations, and stop after the last one has ended."""
     left = asked(socket, "drain")["left"]
     click.echo(f"draining: {left} allocation{'s' * (left != 1)} left")
 
 
-@click.command()
+@click.command(short_help="Read the configuration and certificates again.")
 @socket_option
 def reload(socket: Path | None) -> None:
     """Have the running turnd read its configuration and certificates again."""
@@ -127,7 +133,7 @@ def reload(socket: Path | None) -> None:
         click.echo(line)
 
 
-@click.command()
+@click.command(short_help="Test a TURN server as its clients meet it.")
 @socket_option
 @json_option
 @click.option("--quick", is_flag=True, help="Only whether turnd runs and serves.")
@@ -135,7 +141,7 @@ def reload(socket: Path | None) -> None:
     "--user",
     "login",
     metavar="NAME:PASSWORD",
-    help="The credential for URI; without one the running turnd is asked for one.",
+    help="The credential for URI; without a URI none is needed.",
 )
 @click.argument("uri", required=False)
 def check(

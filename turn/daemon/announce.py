@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from stun.discovery import Transport
 from stun.sansio import Address, Cause
 from turn.daemon.plan import Credential, Plan, turn_uris
-from turn.server.config import ListenAt
+from turn.server.config import ListenAt, RelayAddress
 from turn.server.events import CannotServe, Serving
 
 if TYPE_CHECKING:
@@ -66,11 +66,24 @@ def _advice(failures: Sequence[CannotServe], passing: Collection[Address]) -> st
             return f"cannot listen at {scheme}://{where}: {detail}"
 
 
-def relay_advice(host: str, problem: OSError) -> str:
+def relay_advice(relay: RelayAddress, problem: OSError) -> str:
     """Say what is wrong with a host to relay from."""
-    return (
+    host, public = relay.local, relay.advertised
+    text = (
         f"cannot relay from {host}: {problem.strerror or problem}; `ip address` lists this "
-        f"machine's addresses. Behind a one-to-one NAT write --relay-address LOCAL={host}"
+        "machine's addresses"
+    )
+    if host == public:
+        return f"{text}. Behind a one-to-one NAT write --relay-address LOCAL={host}"
+    return f"{text}, of which one goes before the = of {host}={public}"
+
+
+def alternate_advice(host: str, problem: OSError) -> str:
+    """Say what is wrong with the second address of behaviour discovery."""
+    return (
+        f"--alternate-address {host} cannot be served: {problem.strerror or problem}; it must be "
+        "a second address of this machine (`ip address` lists them) that reaches the internet as "
+        "itself"
     )
 
 

@@ -33,7 +33,7 @@ from turn.client.errors import (
     QuotaReached,
     ServerUnreachable,
 )
-from turn.client.setup import as_uri
+from turn.client.setup import FOR_UDP, as_uri
 from turn.server.policy import PeerPolicy
 
 PATIENCE: Final = 10.0
@@ -43,6 +43,7 @@ ROUNDS: Final = 10
 SOON: Final = 14 * 86400
 """Seconds before a certificate expires when it becomes a warning."""
 FEW_PORTS: Final = 100
+WITHOUT_DTLS: Final = tuple(one for one in FOR_UDP if one is not Transport.DTLS)
 WANTED_BUFFER: Final = 4 << 20
 """Octets of receive buffer that a listener asks for."""
 RMEM_MAX: Final = Path("/proc/sys/net/core/rmem_max")
@@ -93,7 +94,10 @@ async def check_uri(uri: str, login: Login, *, verify: bool = True) -> AsyncIter
     parsed = as_uri(uri)
     try:
         async with asyncio.timeout(PATIENCE):
-            targets = await resolve_async(parsed)
+            # DTLS where the URI asks for it: browsers do not speak it to TURN servers, so one that
+            # has none is not at fault.
+            supported = FOR_UDP if parsed.transport else WITHOUT_DTLS
+            targets = await resolve_async(parsed, supported=supported)
     except TimeoutError:
         yield Finding(
             Level.FAILED, uri, "its name is not resolved in time", "check this machine's resolver"

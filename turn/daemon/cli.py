@@ -1,6 +1,8 @@
 """``turnd``: the relay server, and the commands for whoever runs it.
 
-Exit codes: 0 served and stopped as told, 1 it could not be served, 2 wrong usage or configuration.
+Exit codes: 0 served and stopped as told, 1 it could not be served, 2 wrong usage or configuration;
+those of the commands are 0 done, 1 not done (``check``: something failed; ``explain-peer``: denied)
+and 2 again.
 Whatever costs time to load is loaded by the command that needs it: ``--help`` answers at once.
 """
 
@@ -23,26 +25,28 @@ if TYPE_CHECKING:
 SERVED, NOT_AVAILABLE, INTERRUPTED = 0, 1, 130
 """Exit codes; click itself answers wrong usage with 2, and so does a wrong configuration."""
 WRONG = 2
+DENIED = 1
+"""Of ``explain-peer``, as of other commands that find something wanting."""
 
-LIMITS = (
-    "allocations",
-    "allocations_per_user",
-    "allocations_per_client",
-    "permissions_per_allocation",
-    "channels_per_allocation",
-    "tcp_connections_per_allocation",
-    "octets_per_second_per_user",
-    "octets_per_second_per_client",
-    "packets_per_second_per_user",
-    "packets_per_second_per_client",
-    "connections",
-    "connections_per_client",
-    "requests_per_second_per_client",
-    "unverified_burst",
-    "unverified_refill",
-)
-"""The keys of ``[limits]``, each with a flag ``--max-...``.  Written out, for loading the models
-would make ``--help`` slow; a test compares the two."""
+LIMITS = {
+    "allocations": 50_000,
+    "allocations_per_user": 200,
+    "allocations_per_client": 200,
+    "permissions_per_allocation": 64,
+    "channels_per_allocation": 64,
+    "tcp_connections_per_allocation": 32,
+    "octets_per_second_per_user": 12_500_000,
+    "octets_per_second_per_client": 12_500_000,
+    "packets_per_second_per_user": 25_000,
+    "packets_per_second_per_client": 25_000,
+    "connections": 10_000,
+    "connections_per_client": 200,
+    "requests_per_second_per_client": 2_000,
+    "unverified_burst": 16_384,
+    "unverified_refill": 1_024,
+}
+"""The keys of ``[limits]`` and their defaults, each with a flag ``--max-...``.  Written out, for
+loading the models would make ``--help`` slow; a test compares the two."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -159,18 +163,27 @@ def _config(text: str) -> Callable[[F], F]:
     return click.option("--config", "-c", "path", type=_PATH, metavar="TOML", help=text)
 
 
-def _configuration(function: F) -> F:
-    """Add the options that say what the file says, and --config."""
-    for name in reversed(LIMITS):
+def _configuration(*only: str) -> Callable[[F], F]:
+    """Return what adds the options that say what the file says, all or ``only`` some."""
+
+    def add(function: F) -> F:
+        for flag, _, options in reversed(_CONFIGURATION):
+            if not only or flag in only:
+                function = click.option(flag, _dest(flag), **options)(function)
+        return _config("The configuration; flags override it.")(function)
+
+    return add
+
+
+def _limits(function: F) -> F:
+    for name, default in reversed(LIMITS.items()):
         function = click.option(
-            f"--max-{name.replace('_', '-')}", type=int, metavar="N", hidden=name.count("_") > 2
+            f"--max-{name.replace('_', '-')}",
+            type=int,
+            metavar="N",
+            help=f"0 for no limit. Default: {default}.",
         )(function)
-    function = click.option(
-        "--partial", is_flag=True, help="Serve even when some listeners cannot be had."
-    )(function)
-    for flag, _, options in reversed(_CONFIGURATION):
-        function = click.option(flag, _dest(flag), **options)(function)
-    return _config("The configuration; flags override it.")(function)
+    return function
 
 
 def make_flags(given: dict[str, Any]) -> Flags:
@@ -234,9 +247,12 @@ class Given:
     cls=_Turnd,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit code: 0 stopped as told, 1 cannot be served, 2 wrong usage or configuration.",
+    epilog="Exit code: 0 stopped as told, 1 cannot be served, 2 wrong usage or configuration; of "
+    "commands 0 done, 1 not done (check: something failed; explain-peer: denied), 2 wrong usage.",
 )
-@_configuration
+@_configuration()
+@click.option("--partial", is_flag=True, help="Serve even when some listeners cannot be had.")
+@_limits
 @click.option(
     "--check-config",
     is_flag=True,
@@ -314,10 +330,9 @@ def _check_config(given: Given) -> int:
     for warning in plan.warnings:
         click.echo(f"# warning: {warning}")
     if settings.tls is not None:
-        from turn.daemon.service import load_certificate
+        from turn.daemon.certificate import Certificate
 
-        tls = load_certificate(settings)
-        click.echo(f"# certificate: {'none' if tls is None else tls.describe()}")
+        click.echo(f"# certificate: {Certificate(settings)}")
     return SERVED
 
 
@@ -331,20 +346,34 @@ def _would_listen(plan: Plan) -> list[str]:
     return [f"serves {kind} at {', '.join(places)}" for kind, places in lines.items()]
 
 
-@turnd.command("explain-peer")
-@_configuration
+@turnd.command("explain-peer", short_help="Say whether clients may relay to ADDRESS, and why.")
+@_configuration("--listen", "--relay-address", "--allow-peer", "--deny-peer")
 @click.argument("address")
 @click.pass_obj
 def explain_peer(obj: Given, /, *, address: str, path: Path | None, **given: Any) -> int:
-    """Say whether clients may relay to ADDRESS, by which rule, and how to change it."""
+    """Say whether clients may relay to ADDRESS, by which rule, and how to change it.
+
+    The configuration is read as `turnd` would read it now; a running one is not asked.  Ends with
+    status 0 if they may, 1 if they may not.
+    """
+    import ipaddress
+
     from turn.daemon.addresses import local_addresses
     from turn.daemon.plan import make_plan
 
+    host = address.strip().removeprefix("[").removesuffix("]")
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        raise click.UsageError(
+            f"{address!r} is not an IP address; give one as 203.0.113.7 or 2001:db8::7, without a "
+            "port (names are not looked up: a client asks for addresses)"
+        ) from None
     settings = obj.beside(path, given).load()
     policy = make_plan(settings, local_addresses()).config.policy
-    for line in policy.explain(address.strip().removeprefix("[").removesuffix("]")):
+    for line in policy.explain(host):
         click.echo(line)
-    return SERVED
+    return SERVED if policy.check(host).allowed else DENIED
 
 
 @turnd.group()
@@ -352,9 +381,15 @@ def users() -> None:
     """Add, remove and list the users of a database."""
 
 
-_STORE = click.option("--user-store", metavar="URL", help="The database; default: the configured.")
-_CONFIG = _config("Where it is named.")
-_REALM = click.option("--realm", metavar="NAME", help="The realm of the users.")
+_STORE = click.option(
+    "--user-store",
+    metavar="URL",
+    help="sqlite:///PATH or redis://HOST:PORT/N. Default: as the configuration says.",
+)
+_CONFIG = _config("The configuration that names the database and the realm.")
+_REALM = click.option(
+    "--realm", metavar="NAME", help="The realm of the users. Default: as configured, or natkit."
+)
 
 
 def _table(obj: Given, path: Path | None, given: dict[str, Any]) -> Any:

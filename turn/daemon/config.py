@@ -203,6 +203,10 @@ class _Where:
     def tell(self, error: ErrorDetails) -> str:
         at = _place(error["loc"])
         flag = self.flags.origin(at)
+        if flag is None and error["type"] == "missing":
+            # What makes something else necessary.
+            beside = (where for where in self.flags.origins if where[:-1] == at[:-1] != ())
+            flag = next((self.flags.origins[where] for where in beside), None)
         if flag is not None:
             start = flag
         else:
@@ -232,7 +236,7 @@ class _Where:
         if error["type"] in ("value_error", "assertion_error"):
             problem = str(context.get("error", error["msg"]))
         else:
-            problem = f"{self._found(at, error['input'])} is wrong: {_wanted(error)}"
+            problem = f"{self._found(at, error['input'])} is wrong: {_wanted(at, error)}"
         return problem if named or not at else f"{_key(at)}: {problem}"
 
     def _found(self, at: KeyPath, value: Any) -> str:
@@ -244,7 +248,7 @@ class _Where:
         return json.dumps(value, default=str)
 
 
-def _wanted(error: ErrorDetails) -> str:
+def _wanted(at: KeyPath, error: ErrorDetails) -> str:
     context = error.get("ctx", {})
     match error["type"]:
         case "literal_error":
@@ -262,11 +266,15 @@ def _wanted(error: ErrorDetails) -> str:
         case "less_than_equal":
             return f"it must be {context['le']} or less"
         case "model_type" | "model_attributes_type" | "dict_type":
-            return "it must be a table"
+            return f"it must be a table, {_table(at)}"
         case "tuple_type":
-            return "it must be a list"
+            if allowed_keys(at):
+                return f"it must be a list of tables: write [[{_key(at)}]]"
+            return "it must be a list, in square brackets"
         case "string_too_short" | "too_short":
             return "it must not be empty"
+        case "string_too_long":
+            return f"it must have {context['max_length']} characters at most"
         case _:
             return error["msg"][:1].lower() + error["msg"][1:]
 
@@ -280,7 +288,7 @@ def _unknown_key(at: KeyPath) -> str:
 
 
 def _meant(found: str, allowed: Iterable[str]) -> str:
-    close = difflib.get_close_matches(found, list(allowed), n=1)
+    close = difflib.get_close_matches(found.lower(), list(allowed), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 

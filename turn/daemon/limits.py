@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 
+from turn.dataplane.flows import BUSY_SHARE
 from turn.server.config import ServerConfig
 
 SPARE = 64
@@ -23,12 +24,16 @@ def raise_descriptor_limit() -> int:
 
 
 def wanted_descriptors(config: ServerConfig) -> int:
-    """Return how many descriptors the server has open when everything it allows is in use."""
+    """Return how many descriptors the server has open when everything it allows is in use.
+
+    Busy flows have sockets of their own, as many as their share of all allows.
+    """
     low, high = config.ports
     ports = (high - low + 1) * len(config.relays)
     allocations = min(config.limits.allocations or ports, ports)
     connections = config.limits.connections
-    return len(config.listeners) + allocations + connections + SPARE
+    wanted = len(config.listeners) + allocations + connections + SPARE
+    return wanted + (wanted - 1) // (BUSY_SHARE - 1)
 
 
 def descriptor_warning(config: ServerConfig, limit: int) -> str | None:

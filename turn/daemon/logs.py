@@ -60,14 +60,30 @@ def _same(_logger: Any, _name: str, event: Any) -> Any:
     return event
 
 
-class Journal:
-    """Writes what the server machine tells."""
+_INFO: tuple[type, ...] = (AllocationCreated, AllocationEnded, RequestRefused, Drained)
+_DEBUG: tuple[type, ...] = (Serving, Started, LookUp)
+_UNWRITTEN: dict[Level, frozenset[type]] = {
+    "debug": frozenset(),
+    "info": frozenset(_DEBUG),
+    "warning": frozenset(_DEBUG + _INFO),
+    "error": frozenset(_DEBUG + _INFO),
+}
 
-    def __init__(self, log: structlog.typing.FilteringBoundLogger) -> None:
+
+class Journal:
+    """Writes what the server machine tells.
+
+    ``level`` is the logger's: what that would not write is not put into words first.
+    """
+
+    def __init__(self, log: structlog.typing.FilteringBoundLogger, level: Level = "debug") -> None:
         self._log = log
+        self._unwritten = _UNWRITTEN[level]
 
     def tell(self, event: ServerEvent) -> None:
         """Write the line of one event."""
+        if type(event) in self._unwritten:
+            return
         log = self._log
         match event:
             case AllocationCreated():

@@ -7,7 +7,6 @@ number of series is the same on the first day and after a flood.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, Protocol
@@ -25,6 +24,7 @@ from prometheus_client.exposition import choose_encoder
 from stun.errors import DropReason, UsageError
 from stun.registry import Method
 from stun.sansio import SECOND, Address
+from turn.daemon.visits import Visits
 from turn.meter import Usage
 from turn.server.metrics import Histogram, Metrics
 
@@ -58,6 +58,10 @@ class Source(Protocol):
 
     def certificate_expiry(self) -> float | None:
         """Return when the certificate expires (seconds since 1970); ``None`` without one."""
+        ...
+
+    def lookups(self) -> Mapping[str, int] | None:
+        """Return what became of questions to the users' database; ``None`` without one."""
         ...
 
 
@@ -127,6 +131,15 @@ class TurndCollector:
             ("transport",),
             {(t.value.lower(),): count for t, count in metrics.connections_accepted.items()},
         )
+        lookups = source.lookups()
+        if lookups is not None:
+            yield _counter(
+                "turnd_user_lookups",
+                "Questions to the users' database by what became of them; of a bad record it has "
+                "what cannot be used.",
+                ("result",),
+                {(result,): count for result, count in lookups.items()},
+            )
         yield from self._relayed(source.usage())
         yield _counter(
             "turnd_dropped",
@@ -241,6 +254,7 @@ class MetricsServer:
     def __init__(self, address: Address, registry: CollectorRegistry) -> None:
         self._address = address
         self._registry = registry
+        self._visits = Visits(self._serve)
         self._server: asyncio.Server | None = None
         self.answers: Counter[int] = Counter()
         """Answers by HTTP status."""
@@ -255,7 +269,7 @@ class MetricsServer:
     async def __aenter__(self) -> MetricsServer:
         try:
             self._server = await asyncio.start_server(
-                self._serve, self._address.host, self._address.port, limit=LONGEST_HEAD
+                self._visits, self._address.host, self._address.port, limit=LONGEST_HEAD
             )
         except OSError as error:
             raise UsageError(
@@ -266,8 +280,7 @@ class MetricsServer:
 
     async def __aexit__(self, *_: object) -> None:
         if self._server is not None:
-            self._server.close()
-            await self._server.wait_closed()
+            await self._visits.close(self._server)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -282,10 +295,7 @@ class MetricsServer:
                 await writer.drain()
         except (ConnectionError, TimeoutError):
             self.answers[0] += 1  # whoever asked has gone, or does not read
-        finally:
-            writer.close()
-            with contextlib.suppress(ConnectionError):
-                await writer.wait_closed()
+            raise
 
     async def _answer(self, reader: asyncio.StreamReader) -> tuple[str, str, bytes]:
         plain = "text/plain; charset=utf-8"

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from stun.errors import UsageError
 from stun.sansio import SECOND, Instant
-from turn.daemon.admin import Command
+from turn.daemon.admin import LONGEST_TTL, Command
 from turn.daemon.logs import usage_fields
 from turn.server.events import SessionInfo
 
@@ -57,9 +57,6 @@ class Operated(Protocol):
     def status(self) -> dict[str, Any]:
         """Return what ``turnd check`` needs to know, as JSON."""
         ...
-
-
-LONGEST_TTL = 10 * 365 * 86400
 
 
 def commands(turnd: Operated) -> dict[str, Command]:

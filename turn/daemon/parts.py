@@ -9,7 +9,7 @@ settings, beside those that run; :meth:`Parts.commit` lets the new ones take the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Hashable, Mapping
+from collections.abc import Callable, Coroutine, Hashable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -58,6 +58,30 @@ class Host(Operated, Source, Protocol):
         ...
 
 
+class Health:
+    """Whether a database answers, of several who ask it: out of reach for one is out of reach.
+
+    ``report`` is told the reason when the first of them fails, and ``None`` when all are back.
+    """
+
+    def __init__(self, report: Callable[[str | None], None]) -> None:
+        self._report = report
+        self._failing: set[str] = set()
+
+    def of(self, asker: str) -> Callable[[str | None], None]:
+        """Return what one of them reports to."""
+        return lambda problem: self._take(asker, problem)
+
+    def _take(self, asker: str, problem: str | None) -> None:
+        before = bool(self._failing)
+        if problem is None:
+            self._failing.discard(asker)
+        else:
+            self._failing.add(asker)
+        if bool(self._failing) != before:
+            self._report(problem)
+
+
 class Part:
     """One that is open."""
 
@@ -98,9 +122,26 @@ class Parts:
 
     def take(self, lookup: LookUp) -> None:
         """Ask the database."""
+        loader = self._loader
+        if loader is not None:
+            loader.take(lookup)
+
+    def lookups(self) -> dict[str, int] | None:
+        """Return what became of questions to the database; ``None`` without one."""
+        loader = self._loader
+        if loader is None:
+            return None
+        amiss = loader.failures + loader.bad_records
+        return {
+            "answered": loader.lookups - amiss,
+            "failed": loader.failures,
+            "bad_record": loader.bad_records,
+        }
+
+    @property
+    def _loader(self) -> Loader | None:
         part = self._open.get("database")
-        if part is not None and part.loader is not None:
-            part.loader.take(lookup)
+        return None if part is None else part.loader
 
     async def open(self, settings: Settings) -> None:
         """Open what ``settings`` want and is not open.  Raises ``StunError``, with nothing open."""
@@ -149,7 +190,8 @@ class Parts:
         assert url is not None
         backend = open_backend(url, settings.realm)
         users = CachedUsers()
-        loader = Loader(users, backend, host.found, report=host.database_state)
+        health = Health(host.database_state)
+        loader = Loader(users, backend, host.found, report=health.of("users"), complain=host.warn)
         part.stack.push_async_callback(loader.close)
         # A database that is named wrongly must not be found out by the first client.
         await backend.changed()
@@ -164,7 +206,7 @@ class Parts:
                 host.nonces,
                 counts=host.allocations_by_account,
                 elsewhere=host.elsewhere,
-                report=host.database_state,
+                report=health.of("fleet"),
             )
             part.stack.push_async_callback(fleet.close)
             await fleet.exchange()

@@ -23,18 +23,17 @@ import signal
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from stun.credentials import mint
 from stun.errors import DropReason, StunError, UsageError
 from stun.nonce import NonceMaker
 from stun.sansio import Address, Cause, Instant
-from stun.tls import CertificateProblem, ServerTls
 from stun.users import UserStore
 from turn.aio import RelayDriver
 from turn.daemon.addresses import Lister, changes, local_addresses, servable
-from turn.daemon.announce import advise, ports_advice, relay_advice
+from turn.daemon.announce import advise, alternate_advice, ports_advice, relay_advice
+from turn.daemon.certificate import Certificate
 from turn.daemon.limits import descriptor_warning, raise_descriptor_limit
 from turn.daemon.logs import Journal, logger
 from turn.daemon.operations import Minted
@@ -43,7 +42,6 @@ from turn.daemon.plan import Credential, Plan, make_plan, make_tokens, make_user
 from turn.daemon.probe import no_free_port, problem_with_listener, problem_with_relay
 from turn.daemon.settings import Settings
 from turn.daemon.systemd import notify, reloading, watchdog_interval
-from turn.daemon.watch import FileWatch
 from turn.meter import Usage
 from turn.server.events import (
     CannotServe,
@@ -61,6 +59,9 @@ if TYPE_CHECKING:
 
 WATCH: Final = 3.0
 """Seconds between two looks at this machine's addresses and at the certificate."""
+
+FAREWELL: Final = 1.0
+"""Seconds that connections get, when turnd stops, for what waits to be sent."""
 
 
 class CannotStart(StunError):
@@ -97,15 +98,14 @@ class Turnd:
         self._probe = make_up_user("check")
         self._addresses = lister()
         self.plan: Plan = make_plan(self.settings, self._addresses)
-        self.tls = load_certificate(self.settings)
-        self._certificate_files = FileWatch(_tls_files(self.settings))
+        self.certificate = Certificate(self.settings)
         self.serving: dict[tuple[str, Address], Serving] = {}
         """Listeners that are open, by protocol ("udp" or "tcp") and local address."""
         self._failures: list[CannotServe] = []
         # Listeners that could not be had, to be tried again.
         self._missing: set[Address] = set()
         self._log = _logger(self.settings)
-        self._journal = Journal(self._log)
+        self._journal = Journal(self._log, self.settings.log.level)
         self.nonces = NonceMaker(
             [_nonce_secret(self.settings)], lifetime=self.settings.auth.nonce_lifetime
         )
@@ -119,7 +119,10 @@ class Turnd:
             tokens=make_tokens(self.settings),
         )
         self._driver = RelayDriver(
-            self._server, server_tls=self.tls, on_event=self._on_event, proxies=self.plan.proxies
+            self._server,
+            server_tls=self.certificate.tls,
+            on_event=self._on_event,
+            proxies=self.plan.proxies,
         )
         self._starting = True
         self._stopping = asyncio.Event()
@@ -158,7 +161,7 @@ class Turnd:
                 self.spawn(self._feed_watchdog())
                 await self._stopping.wait()
                 if self._crash is None:
-                    self._end()
+                    await self._end()
         finally:
             for task in self._tasks:
                 task.cancel()
@@ -221,10 +224,11 @@ class Turnd:
         """End every allocation and stop; :meth:`run` returns."""
         self._stopping.set()
 
-    def _end(self) -> None:
+    async def _end(self) -> None:
         notify("STOPPING=1")
         self._server.stop(self.now())
         self._driver.flush()
+        await self._driver.see_off(FAREWELL)
         self._log.info("stopped")
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -299,10 +303,13 @@ class Turnd:
             self._server.set_clock(int(time.time()), self.now())
             async with self._reloads:
                 self._look_at_addresses()
-                self._look_at_certificate()
+                self.certificate.look(self._log)
 
     def _look_at_addresses(self) -> None:
-        addresses = self._lister()
+        try:
+            addresses = self._lister()
+        except StunError:
+            return  # nothing is known to have changed
         before, after = servable(self._addresses), servable(addresses)
         there_again = {
             at.local
@@ -325,15 +332,6 @@ class Turnd:
         changed = self._go_over(plan, self._users)
         if words or changed:
             self._log.info("addresses have changed", what="; ".join([*words, *changed]))
-
-    def _look_at_certificate(self) -> None:
-        if self.tls is None or not self._certificate_files.changed():
-            return
-        try:
-            if self.tls.reload():
-                self._log.info("certificate reloaded", certificate=str(self.tls.describe()))
-        except CertificateProblem as error:
-            self._log.error("the certificate has changed and cannot be used", problem=str(error))
 
     def _go_over(self, plan: Plan, users: UserStore) -> list[str]:
         """Put a plan in force; return what changed, in words."""
@@ -380,7 +378,7 @@ class Turnd:
 
     def certificate_names(self) -> tuple[str, ...]:
         """Return the names that the certificate is for."""
-        return () if self.tls is None else self.tls.describe().names
+        return self.certificate.names
 
     def drain(self) -> int:
         """Take no new allocations, and stop after the last one; return how many are left."""
@@ -415,30 +413,42 @@ class Turnd:
         made_up = None if settings.auth.anybody else self.made_up or make_up_user("user")
         addresses = self._lister()
         plan = make_plan(settings, addresses)
-        tls = load_certificate(settings)
+        certificate = Certificate(settings)
         tokens = make_tokens(settings)
         self._check_new(plan)
         await self._parts.open(settings)
+        if self._stopping.is_set():
+            await self._parts.abandon()
+            raise CannotStart("turnd is stopping")
         # Nothing below fails, and nothing of it waits.
-        before, certificate = self.settings, _fingerprint(self.tls)
-        self.settings, self.made_up, self._addresses, self.tls = settings, made_up, addresses, tls
+        before, certificate_before = self.settings, self.certificate.fingerprint
+        self.settings, self.made_up, self._addresses = settings, made_up, addresses
+        self.certificate = certificate
         replaced = self._parts.commit()
         changed = []
-        if _fingerprint(tls) != certificate:
-            changed.append(f"certificate: {'none' if tls is None else tls.describe()}")
-        self._certificate_files = FileWatch(_tls_files(settings))
-        self._driver.serve_with(tls, plan.proxies)
+        if certificate.fingerprint != certificate_before:
+            changed.append(f"certificate: {certificate}")
+        if settings.tls and before.tls and settings.tls.minimum != before.tls.minimum:
+            changed.append(f"TLS {settings.tls.minimum} and later")
+        if plan.proxies != self.plan.proxies:
+            trusted = {host for networks in plan.proxies.values() for host in networks}
+            changed.append(f"proxies: {', '.join(sorted(trusted)) or 'none'}")
+        self._driver.serve_with(certificate.tls, plan.proxies)
         self._server.set_tokens(tokens)
         if settings.log != before.log:
             self._log = _logger(settings)
-            self._journal = Journal(self._log)
+            self._journal = Journal(self._log, settings.log.level)
             changed.append(f"log: {settings.log.format}, {settings.log.level}")
         if settings.auth.nonce_secret != before.auth.nonce_secret:
             # What was made with the old one is good for as long as it would have been.
             self.nonces.rotate([_nonce_secret(settings), *self.nonces.secrets[:1]])
             changed.append("nonces: another secret")
-        self.nonces.lifetime = settings.auth.nonce_lifetime
-        if (settings.auth, settings.realm) != (before.auth, before.realm):
+        if settings.auth.nonce_lifetime != before.auth.nonce_lifetime:
+            self.nonces.lifetime = settings.auth.nonce_lifetime
+            changed.append(f"nonces live {self.nonces.lifetime} s")
+        if settings.auth.oauth != before.auth.oauth:
+            changed.append("access tokens: " + ("none" if tokens is None else "other keys"))
+        if (settings.auth.who, settings.realm) != (before.auth.who, before.realm):
             self._users = self._make_users()
         self._missing.clear()
         changed += self._go_over(plan, self._users)
@@ -469,7 +479,8 @@ class Turnd:
     def status(self) -> dict[str, Any]:
         """Return what ``turnd check`` needs to know, as JSON."""
         config = self.plan.config
-        certificate = None if self.tls is None else self.tls.describe()
+        tls = self.certificate.tls
+        certificate = None if tls is None else tls.describe()
         return {
             "version": self.version,
             "realm": config.realm,
@@ -526,9 +537,13 @@ class Turnd:
         """Return the driver's and the data plane's counts, in words."""
         return self._driver.counters
 
+    def lookups(self) -> Mapping[str, int] | None:
+        """Return what became of questions to the users' database; ``None`` without one."""
+        return self._parts.lookups()
+
     def certificate_expiry(self) -> float | None:
         """Return when the certificate expires (seconds since 1970); ``None`` without one."""
-        return None if self.tls is None else self.tls.describe().not_after.timestamp()
+        return self.certificate.expiry
 
 
 def make_up_user(kind: str) -> Credential:
@@ -537,34 +552,20 @@ def make_up_user(kind: str) -> Credential:
 
 
 def _check_machine(plan: Plan) -> None:
-    """Raise :class:`CannotStart` if nothing could be relayed."""
+    """Raise :class:`CannotStart` if nothing could be relayed, or nothing discovered."""
     wrong = []
     for relay in plan.config.relays:
         problem = problem_with_relay(relay.local)
         if problem is not None:
-            wrong.append(relay_advice(relay.local, problem))
+            wrong.append(relay_advice(relay, problem))
         elif no_free_port(relay.local, plan.config.ports, secrets.randbelow):
             wrong.append(ports_advice(relay.local, plan.config.ports))
+    for _, alternate in plan.config.discovery:
+        problem = problem_with_relay(alternate.host)
+        if problem is not None:
+            wrong.append(alternate_advice(alternate.host, problem))
     if wrong:
         raise CannotStart("\n".join(wrong))
-
-
-def load_certificate(settings: Settings) -> ServerTls | None:
-    """Return the certificate, if there is one.  Raises ``CertificateProblem``."""
-    tls = settings.tls
-    if tls is None:
-        return None
-    password = None if tls.password is None else tls.password.text
-    return ServerTls(tls.certificate, tls.key, password=password, minimum=tls.minimum)
-
-
-def _tls_files(settings: Settings) -> list[Path]:
-    tls = settings.tls
-    return [] if tls is None else [path for path in (tls.certificate, tls.key) if path is not None]
-
-
-def _fingerprint(tls: ServerTls | None) -> str:
-    return "none" if tls is None else tls.describe().fingerprint
 
 
 def _nonce_secret(settings: Settings) -> bytes:

@@ -22,8 +22,9 @@ from pydantic import (
     model_validator,
 )
 
+from stun.attributes import SOFTWARE
 from stun.credentials import Profile, check_username
-from stun.errors import UsageError
+from stun.errors import StunError, UsageError
 from stun.oauth import TokenKey
 from stun.sansio import Address
 from stun.strings import StringError
@@ -31,6 +32,7 @@ from stun.users import StoredKeys
 from turn.daemon import settings_values as values
 from turn.daemon.settings_values import Hidden, ListenUrl, Relay
 from turn.server.config import DEFAULT_PORTS, Limits
+from turn.server.policy import PeerPolicy
 
 DIRECTORY = "directory"
 """In the context of validation: what relative paths start from."""
@@ -50,12 +52,21 @@ def _credential(value: Any, info: ValidationInfo) -> Hidden | StoredKeys:
 
 def _path(value: Any, info: ValidationInfo) -> Path:
     if not isinstance(value, str | Path) or not str(value):
-        raise ValueError(f"{value!r} is not a path")
+        raise ValueError('it must be the path of a file, as "/etc/turnd/fullchain.pem"')
+    return _directory(info) / value
+
+
+def _socket(value: Any, info: ValidationInfo) -> Path | Literal[False]:
+    if value is False or value == "":
+        return False
+    if not isinstance(value, str | Path):
+        raise ValueError('it must be a path, as "/run/turnd/turnd.sock", or false for none')
     return _directory(info) / value
 
 
 def _one_or_several(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+    # A table is a secret's: {file = "PATH"}.
+    return [value] if isinstance(value, str | dict) else value
 
 
 Listener: TypeAlias = Annotated[ListenUrl, PlainValidator(values.listen_url)]
@@ -69,12 +80,9 @@ Server: TypeAlias = Annotated[Address, PlainValidator(lambda v: values.address(v
 Secret: TypeAlias = Annotated[Hidden, PlainValidator(_hidden)]
 Credential: TypeAlias = Annotated[Hidden | StoredKeys, PlainValidator(_credential)]
 File: TypeAlias = Annotated[Path, PlainValidator(_path)]
-Networks: TypeAlias = Annotated[
-    tuple[Network, ...], BeforeValidator(_one_or_several), Field(strict=False)
-]
-Hosts: TypeAlias = Annotated[
-    tuple[Host, ...], BeforeValidator(_one_or_several), Field(strict=False)
-]
+OneOrSeveral: Any = BeforeValidator(_one_or_several)
+Networks: TypeAlias = Annotated[tuple[Network, ...], OneOrSeveral, Field(strict=False)]
+Hosts: TypeAlias = Annotated[tuple[Host, ...], OneOrSeveral, Field(strict=False)]
 Seconds: TypeAlias = Annotated[int, Field(ge=1, le=86400)]
 Amount: TypeAlias = Annotated[int, Field(ge=0, le=1 << 53)]
 
@@ -87,9 +95,7 @@ class Listen(_Table):
     """``[[listen]]``: where clients come to."""
 
     url: Listener
-    proxy: Annotated[
-        tuple[Network, ...], BeforeValidator(_one_or_several), Field(strict=False)
-    ] = ()
+    proxy: Annotated[tuple[Network, ...], OneOrSeveral, Field(strict=False)] = ()
     """Networks whose connections begin with a PROXY protocol header; as ``?proxy=`` in the URL."""
     advertise: Host | None = None
     """The address as clients see it, behind a one-to-one NAT; as ``?advertise=``."""
@@ -130,7 +136,7 @@ class Tls(_Table):
 class Relaying(_Table):
     """``[relay]``: where relayed transport addresses are."""
 
-    addresses: Annotated[tuple[RelayHost, ...], Field(strict=False)] = ()
+    addresses: Annotated[tuple[RelayHost, ...], OneOrSeveral, Field(strict=False)] = ()
     """``A`` or ``A=PUBLIC``; none: see :func:`turn.daemon.addresses.choose_relays`."""
     ports: Ports = DEFAULT_PORTS
     tcp: bool = True
@@ -200,7 +206,7 @@ class Auth(_Table):
     """``[auth]``: who may relay.  Without anybody turnd makes up one user when it starts."""
 
     users: dict[str, Credential] = {}
-    secrets: Annotated[tuple[Secret, ...], Field(strict=False)] = ()
+    secrets: Annotated[tuple[Secret, ...], OneOrSeveral, Field(strict=False)] = ()
     """For time-limited credentials (TURN REST); the first one makes them, all are accepted."""
     store: str | None = None
     """A database of users: ``sqlite:///PATH``, ``redis://HOST:PORT/NUMBER``."""
@@ -245,6 +251,11 @@ class Auth(_Table):
         return secret
 
     @property
+    def who(self) -> tuple[object, ...]:
+        """Whoever may relay, to be compared."""
+        return self.users, self.secrets, self.store
+
+    @property
     def anybody(self) -> bool:
         """Whether it says who may relay."""
         return bool(self.users or self.secrets or self.store or self.oauth)
@@ -257,6 +268,15 @@ class Peers(_Table):
     deny: Networks = ()
     nat64: Networks = ()
     """Prefixes of NAT64 translators near the server (RFC 6052)."""
+
+    @field_validator("nat64")
+    @classmethod
+    def _are_prefixes(cls, nat64: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            PeerPolicy(nat64=nat64)
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+        return nat64
 
 
 _limits: Any = {field.name: (Amount, field.default) for field in fields(Limits)}
@@ -281,16 +301,14 @@ class Log(_Table):
 class Admin(_Table):
     """``[admin]``: the socket of ``turnd sessions`` and the like."""
 
-    socket: File | Literal[False] | None = None
+    socket: Annotated[Path | Literal[False], PlainValidator(_socket)] | None = None
     """``None``: :func:`turn.daemon.admin.default_path`; ``false``: none."""
 
 
 class Discovery(_Table):
     """``[discovery]``: NAT behaviour discovery (RFC 5780), which needs a second address."""
 
-    alternates: Annotated[
-        tuple[Host, ...], BeforeValidator(_one_or_several), Field(strict=False)
-    ] = ()
+    alternates: Annotated[tuple[Host, ...], OneOrSeveral, Field(strict=False)] = ()
     """Second addresses of this machine, one a family."""
     port: Port = 3479
     """The second port."""
@@ -304,7 +322,7 @@ class Settings(_Table):
     """What SOFTWARE says in responses to authentic requests; none by default."""
     fingerprint: bool | None = None
     """FINGERPRINT in responses: always, never, or where the request has it."""
-    alternate_servers: Annotated[tuple[Server, ...], Field(strict=False)] = ()
+    alternate_servers: Annotated[tuple[Server, ...], OneOrSeveral, Field(strict=False)] = ()
     """Where new clients are sent with 300 (Try Alternate), in turn."""
     partial: bool = False
     """Serve even when some listeners cannot be had."""
@@ -320,6 +338,15 @@ class Settings(_Table):
     log: Log = Log()
     admin: Admin = Admin()
     discovery: Discovery = Discovery()
+
+    @field_validator("software")
+    @classmethod
+    def _software_is_sendable(cls, software: str | None) -> str | None:
+        try:
+            SOFTWARE.to_octets(software or "")
+        except StunError as error:
+            raise ValueError(str(error)) from None
+        return software
 
     @field_validator("realm")
     @classmethod

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeAlias
 
-_State: TypeAlias = tuple[int, int, int, int] | None
+_State: TypeAlias = tuple[int, int, int, int, int] | None
 
 
 class FileWatch:
@@ -34,4 +34,11 @@ def _state(path: Path) -> _State:
         status = path.stat()
     except OSError:
         return None
-    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+    # The time of the last change of status as well: what could not be read may be readable now.
+    return (
+        status.st_dev,
+        status.st_ino,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+        status.st_size,
+    )

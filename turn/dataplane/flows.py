@@ -36,6 +36,8 @@ SockAddr: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
 LISTENER_BUFFER: Final = 4 << 20
 """Room for a burst of all clients together; the kernel gives what its limit allows."""
 FLOW_BUFFER: Final = 1 << 20
+BUSY_SHARE: Final = 4
+"""Of the descriptors that this process may have, busy flows get one in so many at most."""
 MOST_LONELY: Final = 64
 JOINS, WAS_JOINING = 2, 1
 
@@ -55,11 +57,12 @@ def open_socket(local: Address) -> socket.socket:
     Each call costs about as much as relaying a packet does, and a relay makes and closes thousands
     of sockets: what is not needed is not called.
     """
-    sock = socket.socket(family_of(local), socket.SOCK_DGRAM | _NONBLOCK)
+    family = family_of(local)  # asking the socket for it costs as much as a system call
+    sock = socket.socket(family, socket.SOCK_DGRAM | _NONBLOCK)
     try:
         if not _NONBLOCK:
             sock.setblocking(False)
-        if sock.family == socket.AF_INET6:
+        if family == socket.AF_INET6:
             # One family a socket: a mapped address never reaches a machine.
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         keep_errors(sock)
@@ -69,7 +72,7 @@ def open_socket(local: Address) -> socket.socket:
     return sock
 
 
-def set_dont_fragment(sock: socket.socket, *, on: bool) -> None:
+def set_dont_fragment(sock: socket.socket, *, ipv6: bool, on: bool) -> None:
     """Set DF in what is sent from now on, or let it be fragmented on the way.
 
     RFC 8656 section 15.1: DF is 0 unless DONT-FRAGMENT asks for it.  PROBE sets it without regard
@@ -79,7 +82,7 @@ def set_dont_fragment(sock: socket.socket, *, on: bool) -> None:
     """
     if not _LINUX:
         return
-    if sock.family == socket.AF_INET6:
+    if ipv6:
         sock.setsockopt(
             socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE if on else _PMTUDISC_WANT
         )
@@ -93,10 +96,11 @@ def set_dont_fragment(sock: socket.socket, *, on: bool) -> None:
 class Listener:
     """A socket that clients send to, bound to one address."""
 
-    __slots__ = ("handle", "is_open", "local", "outbox", "received", "routes", "security", "sock")
+    __slots__ = ("handle", "ipv6", "is_open", "local", "outbox", "routes", "security", "sock")
 
     def __init__(self, handle: Handle, local: Address, security: Security) -> None:
         self.handle = handle
+        self.ipv6 = local.is_ipv6
         self.security = security
         self.sock = sock = open_socket(local)
         try:
@@ -112,7 +116,6 @@ class Listener:
         self.routes: dict[bytes, Flow] = {}
         """By the client's name (:func:`turn.dataplane.mmsg.pack_name`) and the channel number."""
         self.is_open = True
-        self.received = 0
 
     def close(self) -> None:
         """Close the descriptor."""
@@ -129,8 +132,8 @@ class Relay:
         self.handle = handle
         self.sock = sock = open_socket(local)
         try:
-            if _LINUX and sock.family == socket.AF_INET:
-                set_dont_fragment(sock, on=False)
+            if not local.is_ipv6:
+                set_dont_fragment(sock, ipv6=False, on=False)
             sock.bind(to_sockaddr(local))
             self.local = local if local.port else from_sockaddr(sock.getsockname())
         except BaseException:
@@ -259,8 +262,8 @@ class Flow(Destination):
         main, local = self.relay.sock, to_sockaddr(self.relay.local)
         sock = open_socket(self.relay.local)
         try:
-            if sock.family == socket.AF_INET:
-                set_dont_fragment(sock, on=False)
+            if not self.relay.local.is_ipv6:
+                set_dont_fragment(sock, ipv6=False, on=False)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, FLOW_BUFFER)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             main.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from functools import lru_cache
 from typing import Final
 
 from stun.sansio import Address
@@ -33,6 +34,7 @@ def pack_name(address: Address) -> bytes:
     return _NAME_V4.pack(sockaddr[1], socket.inet_aton(sockaddr[0]))
 
 
+@lru_cache(1024)
 def unpack_name(name: bytes) -> Address:
     """Return the transport address of what :func:`pack_name` makes."""
     if len(name) == 14:

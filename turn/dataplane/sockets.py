@@ -1,11 +1,6 @@
 """The data plane on the system's sockets: batches in, a table of routes, batches out.
 
-Theory of operation.  All sockets are in one epoll set, and a wake-up is one call, however many of
-them are ready: an event loop's callback for each costs more than relaying a packet does.  The set
-is that of the event loop itself where it lets itself be shared
-(:class:`turn.dataplane.selector.SharedSelector`); on any other loop it is the plane's own, and its
-descriptor the only one that the loop knows.
-
+Theory of operation.  What is ready is served a round at a time (:mod:`turn.dataplane.wakeups`).
 From a listener up to :data:`turn.dataplane.mmsg.BATCH` datagrams are read with one system call.
 Source and channel number lie in memory side by side and are the key of :attr:`Listener.routes`.  A
 hit is a :class:`turn.dataplane.flows.Flow`: what follows the header is sent to the peer from where
@@ -21,16 +16,14 @@ Nothing is ever looked at without a bound: per round at most :data:`EVENTS` sock
 
 from __future__ import annotations
 
-import select
 import socket
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from mmap import mmap
-from time import monotonic_ns, sleep
 from typing import TYPE_CHECKING, Final, Protocol
 
-from stun.datagrams import Callback, Core, UdpDatagrams, is_encrypted
+from stun.datagrams import Core, UdpDatagrams, is_encrypted
 from stun.icmp import read_errors
 from stun.responder import BARE_ANSWER
 from stun.sansio import (
@@ -50,6 +43,7 @@ from stun.sockaddr import cause_of_bind, detail_of, from_sockaddr, is_wildcard, 
 from turn.dataplane.base import Route, RouteKey
 from turn.dataplane.bursts import take_burst
 from turn.dataplane.flows import (
+    BUSY_SHARE,
     CHANNEL,
     Flow,
     Listener,
@@ -61,12 +55,11 @@ from turn.dataplane.flows import (
 )
 from turn.dataplane.mmsg import Inbox
 from turn.dataplane.names import NAME_SIZE, pack_name, unpack_name
+from turn.dataplane.wakeups import READY, Events, Wakeups
 
 if TYPE_CHECKING:
-    from turn.dataplane.selector import SharedSelector
+    from turn.dataplane.loop import SharedSelector
 
-EVENTS: Final = 256
-"""Sockets served in one round."""
 PEER_BATCH: Final = 32
 """Datagrams read from one peer in one wake-up."""
 BUSY: Final = 32
@@ -78,22 +71,10 @@ SETTLING: Final = SECOND
 Between bind and connect it takes packets from everybody, and those that the kernel had in its hands
 at that moment may be queued a little later.
 """
-TURN: Final = SECOND // 1000
-"""How long the plane goes on serving what is ready before streams and timers get their turn."""
-PACE: Final = 200_000
-"""Nanoseconds from one round to the next where several packets come in that time.
-
-Waking up costs more than relaying some packets does, and where many come one by one it would be
-paid for each.  It is what network cards do (interrupt moderation), in their order of magnitude:
-little beside the time a packet takes through the Internet.
-"""
-SHORTEST: Final = 20_000
-"""Nanoseconds that are worth going to sleep for."""
 
 _BARE = bytes.fromhex("0001 0000 2112 a442")
 _BARE_SIZE = 20
 _NAME_V4 = 14
-_IN: Final = getattr(select, "EPOLLIN", 1)
 _names = lru_cache(512)(pack_name)
 
 
@@ -144,28 +125,15 @@ class SocketPlane:
         self._refused: Counter[int] = Counter()
         self._counts: Counter[str] = Counter()
         self._promoted = 0
-        self._asked = False
-        """Whether the machine was called in this wake-up."""
-        self._began: Instant = 0
-        """When the last round did."""
-        self._paced = False
-        """Whether it came after a rest, and more than one packet with it."""
         self.received = self.sent = self.to_peers = self.to_clients = 0
-        self._epoll: select.epoll | None = None
-        self._shared: SharedSelector | None = None
-        self._guard: Callable[[Callback], None] = _plainly
-        self._events: list[tuple[int, int]] = []
+        self._wakeups = Wakeups(core, self._serve, self._by_fd)
 
-    def share(self, selector: SharedSelector, guard: Callable[[Callback], None]) -> None:
-        """Be served by an event loop's own selector; to be called before anything is opened.
+    def share(self, selector: SharedSelector, fail: Callable[[BaseException], None]) -> None:
+        """Be served by an event loop's own selector: :meth:`turn.dataplane.wakeups.Wakeups.share`.
 
-        ``guard`` calls what it is given, and sees to it that an exception ends the driver and not
-        the event loop.  Nothing happens if another plane has the selector.
+        To be called before anything is opened.
         """
-        if self._epoll is None:
-            self._epoll = selector.share(self._serve_shared, self._by_fd)
-            if self._epoll is not None:
-                self._shared, self._guard = selector, guard
+        self._wakeups.share(selector, fail)
 
     # Sockets. -------------------------------------------------------------------------------------
 
@@ -182,9 +150,6 @@ class SocketPlane:
                 port = self._relays[handle] = Relay(handle, local)
         except OSError as error:
             return Closed(handle, cause_of_bind(error), detail_of(error))
-        if self._epoll is None and hasattr(select, "epoll"):
-            self._epoll = select.epoll()
-            self._core.reactor.watch(self._epoll.fileno(), self._on_ready, None)
         self._from[port.local] = port
         self._watch(port.sock, port)
         return Opened(handle, port.local)
@@ -213,26 +178,15 @@ class SocketPlane:
         for handle in [*self._relays, *self._listeners]:
             self.shut(handle)
         self._wildcards.close()
-        if self._shared is not None:
-            self._shared.unshare()
-        elif self._epoll is not None:
-            self._core.reactor.unwatch(self._epoll.fileno())
-            self._epoll.close()
-        self._epoll = self._shared = None
+        self._wakeups.close()
 
     def _watch(self, sock: socket.socket, source: Flow | Listener | Relay) -> None:
-        fd = sock.fileno()
-        self._by_fd[fd] = source
-        if self._epoll is not None:
-            self._epoll.register(fd, _IN)
-        else:
-            self._core.reactor.watch(fd, partial(self._on_readable, fd), None)
+        self._by_fd[sock.fileno()] = source
+        self._wakeups.watch(sock)
 
     def _unwatch(self, sock: socket.socket) -> None:
-        fd = sock.fileno()
-        del self._by_fd[fd]
-        if self._epoll is None:  # closing takes it out of an epoll set
-            self._core.reactor.unwatch(fd)
+        del self._by_fd[sock.fileno()]
+        self._wakeups.unwatch(sock)
 
     # Routes. --------------------------------------------------------------------------------------
 
@@ -282,7 +236,7 @@ class SocketPlane:
     def _promote(self, flow: Flow, now: Instant) -> None:
         """Give a busy flow a socket of its own, as long as there are descriptors for others."""
         flow.packets = 0
-        if self._promoted >= descriptors() // 4:
+        if self._promoted >= descriptors() // BUSY_SHARE:
             return
         try:
             flow.connect()
@@ -297,56 +251,11 @@ class SocketPlane:
 
     # A wake-up. -----------------------------------------------------------------------------------
 
-    def _on_ready(self) -> None:
-        """Serve what is ready in a set of the plane's own."""
-        begin, epoll = monotonic_ns(), self._epoll
-        while epoll is not None and (events := epoll.poll(0, EVENTS)):
-            self._events = events
-            if not self._round() or monotonic_ns() - begin > TURN:
-                break
-            epoll = self._epoll  # gone, if the machine has had enough
-        self._settle()
-
-    def _serve_shared(self, events: list[tuple[int, int]]) -> bool:
-        """Serve what is ready in the set of the event loop; see :class:`SharedSelector`."""
-        self._events = events
-        self._guard(self._shared_round)
-        asked, self._asked = self._asked, False
-        return asked or self._epoll is None
-
-    def _shared_round(self) -> None:
-        self._round()
-        if self._asked:
-            self._core.settle()
-
-    def _round(self) -> bool:
-        """Serve what is ready; say whether more is likely to be ready by now."""
-        begin = monotonic_ns()
+    def _serve(self, events: Events) -> int:
+        """Serve what is ready; return how many packets were forwarded."""
         before = self.to_peers + self.to_clients
-        self._serve(self._events)
-        forwarded = self.to_peers + self.to_clients - before
-        if self._paced or begin - self._began < PACE:
-            self._paced = forwarded > 1
-            rest = begin + PACE - monotonic_ns() if forwarded else 0
-            if rest > SHORTEST:
-                sleep(rest / 1e9)
-        self._began = begin
-        return forwarded > 1
-
-    def _settle(self) -> None:
-        if self._asked:
-            # Only then has the machine something new to say, or another deadline.
-            self._asked = False
-            self._core.settle()
-
-    def _on_readable(self, fd: int) -> None:
-        """Serve one socket, where there is no epoll."""
-        self._serve([(fd, _IN)])
-        self._core.settle()
-
-    def _serve(self, events: list[tuple[int, int]]) -> None:
-        now = self._core.reactor.now()
-        by_fd, peers, ready = self._by_fd, self._peers, _IN
+        now: Instant = -1
+        by_fd, peers, ready = self._by_fd, self._peers, READY
         memory, starts, addresses, views = (
             peers.memory, peers.starts, peers.addresses, peers.views,
         )  # fmt: skip
@@ -364,6 +273,8 @@ class SocketPlane:
                 continue
             sock = flow.sock
             assert sock is not None
+            if now < 0:
+                now = self._wakeups.now()
             if mask != ready:
                 self._report_errors(sock, flow.relay.local)
                 if flow.sock is not sock:
@@ -402,6 +313,7 @@ class SocketPlane:
         self.received += got
         self.to_clients += passed
         self._flush_listeners()
+        return self.to_peers + self.to_clients - before
 
     def _read_burst(self, flow: Flow, sock: socket.socket, slot: int, now: Instant) -> int:
         """Read several packets of a peer into the slots from ``slot`` on; return how many slots."""
@@ -435,11 +347,11 @@ class SocketPlane:
 
     def _read_listener(self, listener: Listener, mask: int) -> None:
         sock = listener.sock
-        if mask != _IN:
+        if mask != READY:
             self._report_errors(sock, listener.local)
             if not listener.is_open:
                 return
-        if sock.family == socket.AF_INET6:
+        if listener.ipv6:
             if self._inbox6 is None:
                 self._inbox6 = Inbox(ipv6=True)
             inbox = self._inbox6
@@ -450,13 +362,17 @@ class SocketPlane:
         except OSError:
             self._report_errors(sock, listener.local)
             return
-        now = self._core.reactor.now()
+        now = self._wakeups.now()
         memory, view, find = inbox.memory, inbox.view, listener.routes.get
         read_header = CHANNEL.unpack_from
         active: list[Flow] = []
         bare: list[int] = []
         # Behind what was joined with others there is no room for an answer.
-        in_place = inbox.sizes is None and listener.security is not Security.REQUIRED
+        in_place = (
+            self._bindings is not None
+            and inbox.sizes is None
+            and listener.security is not Security.REQUIRED
+        )
         self.received += len(lengths)
         for length, start, key in inbox.parts(lengths):
             flow = find(key)
@@ -490,11 +406,11 @@ class SocketPlane:
     def _answer(self, listener: Listener, inbox: Inbox, starts: list[int], now: Instant) -> None:
         """Answer bare Binding requests."""
         ipv6, bindings = inbox.ipv6, self._bindings
-        answered = bindings and bindings.bare_in_place(inbox.memory, starts, now, ipv6=ipv6)
+        assert bindings is not None
+        answered = bindings.bare_in_place(inbox.memory, starts, now, ipv6=ipv6)
         if answered is not None:
             if answered:
                 listener.outbox.reply(inbox, answered, BARE_ANSWER[ipv6])
-                listener.outbox.flush()
             return
         name = NAME_SIZE[ipv6] - 2
         for start in starts:
@@ -506,12 +422,12 @@ class SocketPlane:
 
     def _miss(self, listener: Listener, name: bytes, data: bytes) -> None:
         """Give to the machine, or answer, what no route covers."""
-        core = self._core
-        if is_encrypted(data, listener.security):
-            self._asked = True
+        core, security = self._core, listener.security
+        if security is not Security.NONE and is_encrypted(data, security):
+            self._wakeups.asked = True
             core.encrypted(Received(data, unpack_name(name), listener.local), listener.handle)
             return
-        now = core.reactor.now()
+        now = self._wakeups.now()
         if len(data) == _BARE_SIZE and self._bindings is not None and data.startswith(_BARE):
             host = name[2:6] if len(name) == _NAME_V4 else name[6:22]
             answer = self._bindings.bare(data, name[:2] + host, now)
@@ -562,7 +478,7 @@ class SocketPlane:
                 continue
             self.received += 1
             flow = relay.flow_of(source)
-            now = self._core.reactor.now()
+            now = self._wakeups.now()
             if flow is None or now >= flow.expires:
                 self._punt(relay, bytes(view[:length]), source)
                 continue
@@ -581,15 +497,15 @@ class SocketPlane:
 
     def _punt(self, relay: Relay, data: bytes, source: SockAddr) -> None:
         packet = Received(data, from_sockaddr(source), relay.local)
-        self._hand_over(packet, self._core.reactor.now())
+        self._hand_over(packet, self._wakeups.now())
 
     def _hand_over(self, packet: Received, now: Instant) -> None:
         """Give a datagram to the machine."""
-        core, self._asked = self._core, True
+        core, self._wakeups.asked = self._core, True
         core.machine.receive(packet, now)
         core.pump()
         if self._observe is not None:
-            self._observe(core.reactor.now() - now)
+            self._observe(self._wakeups.now() - now)
 
     def _report_errors(self, sock: socket.socket, local: Address) -> None:
         if sock.fileno() < 0:
@@ -598,7 +514,7 @@ class SocketPlane:
         if not errors:  # none was kept, but one may be pending: it would wake us again and again
             sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         for error in errors:
-            self._asked = True
+            self._wakeups.asked = True
             self._core.tell(Undeliverable(local, *error))
 
     # What the machine sends. ----------------------------------------------------------------------
@@ -615,7 +531,7 @@ class SocketPlane:
                 port.outbox.add(transmit.data, _names(destination))
                 return
             if transmit.dont_fragment:
-                set_dont_fragment(port.sock, on=True)
+                set_dont_fragment(port.sock, ipv6=destination.is_ipv6, on=True)
             to = to_sockaddr(destination) if "%" in destination.host else destination
             try:
                 port.sock.sendto(transmit.data, to)
@@ -624,7 +540,7 @@ class SocketPlane:
                 port.sock.sendto(transmit.data, to)
             finally:
                 if transmit.dont_fragment:
-                    set_dont_fragment(port.sock, on=False)
+                    set_dont_fragment(port.sock, ipv6=destination.is_ipv6, on=False)
         except OSError as error:
             self._refused[error.errno or 0] += 1
         except (ValueError, OverflowError) as error:
@@ -658,7 +574,3 @@ class SocketPlane:
         counts["datagrams sent"] += listener.outbox.sent
         for code, count in listener.outbox.refused.items():
             counts[f"not sent: {why(code)}"] += count
-
-
-def _plainly(callback: Callback) -> None:
-    callback()

@@ -3,6 +3,11 @@
 A connection is closed when it has had neither an allocation nor a request for a while, when it
 breaks its framing, and when a client has too many.  Its allocation ends with it, unless the client
 has a ticket to come back with (RFC 8016).
+
+While a request of a stream waits for the user store the stream is *parked*: what is behind the
+request is kept as it came, for what it is depends on the answer.  Nothing more is read meanwhile,
+so one read of the driver is the most that waits.  Messages that are datagrams (DTLS) keep no order,
+and there nothing waits for another.
 """
 
 from __future__ import annotations
@@ -12,7 +17,7 @@ from collections.abc import Callable
 from stun.discovery import Transport
 from stun.errors import DropReason
 from stun.framing import MAX_STUN, StunStream
-from stun.sansio import Accepted, Handle, Instant, Shut
+from stun.sansio import Accepted, Handle, Hold, Instant, Shut
 from turn.server.allocate import Allocator
 from turn.server.allocation import Flow
 from turn.server.core import LONGEST_REQUEST, Connection, Core
@@ -59,20 +64,52 @@ class Connections:
 
     def arrived(self, connection: Connection, data: bytes, now: Instant) -> None:
         """Take octets of a connection."""
-        core, flow, stream = self._core, connection.flow, connection.stream
-        if stream is None:
-            self._on_message(data, flow, now)
+        if connection.stream is None:
+            self._on_message(data, connection.flow, now)
             return
+        connection.stream.push(data)
+        self._go_on(connection, connection.stream, now)
+
+    def _go_on(self, connection: Connection, stream: StunStream, now: Instant) -> None:
+        """Take the messages that are complete, up to one that has to wait."""
+        core, flow = self._core, connection.flow
         # One at a time, for what follows a ConnectionBind may be data already (RFC 6062 section
         # 5.4), which is not to be taken for messages.
-        stream.push(data)
-        while (octets := stream.pop()) is not None:
+        while not connection.parked and (octets := stream.pop()) is not None:
             self._on_message(octets, flow, now)
             if flow.connection not in core.connections:
                 return
         if stream.error is not None:
             core.drop(stream.error.reason)
             self.close(connection, now)
+        else:
+            self._steer(connection)
+
+    def resume(self, connection: Connection, now: Instant) -> None:
+        """Go on behind a request that has waited and was answered, or may be waiting again."""
+        # It was us that the client waited for.
+        connection.seen = now
+        stream = connection.stream
+        if stream is not None and connection.flow.connection in self._core.connections:
+            self._go_on(connection, stream, now)
+
+    def congested(self, connection: Connection, *, congested: bool) -> None:
+        """Take note of whether a client takes what is written to it."""
+        connection.congested = congested
+        self._steer(connection)
+
+    def _steer(self, connection: Connection) -> None:
+        """Have the driver read or not.
+
+        By itself it does not read from a client that takes no answers.  Once it was told of a
+        connection that is decided here (:class:`stun.sansio.Hold`).
+        """
+        if connection.held is None and not connection.parked:
+            return
+        held = connection.parked or connection.congested
+        if held is not connection.held:
+            connection.held = held
+            self._core.queue(Hold(connection.flow.connection, held))
 
     def trust(self, connection: Connection) -> None:
         """Take messages of any length: the client has proved who it is."""
@@ -98,7 +135,7 @@ class Connections:
     def idle(self, connection: Connection, now: Instant) -> None:
         """Close a connection if nothing has come of it."""
         core = self._core
-        if connection.flow.connection in core.allocations:
+        if connection.parked or connection.flow.connection in core.allocations:
             core.expiry.set(connection, now + core.config.idle)
         elif connection.seen + core.config.idle > now:
             core.expiry.set(connection, connection.seen + core.config.idle)

@@ -35,8 +35,8 @@ from turn.server.replay import Replay
 
 LONGEST_REQUEST: Final = 4096
 """Octets of a message from a client that has not proved who it is; no request is longer.  So that
-much of a stranger's unfinished message is kept, or of one that waits for the user store, and the
-work that one message can make is bounded."""
+much of a stranger's unfinished message is kept, or of one that waits for the user store (and what
+was read from its stream with it), and the work that one message can make is bounded."""
 FAMILIES: Final[Mapping[int, bool]] = {Family.IPV4: False, Family.IPV6: True}
 """Address families by their numbers, and whether they are IPv6."""
 REFUSALS_TOLD: Final = 20
@@ -67,7 +67,7 @@ class Listener:
 class Connection:
     """A client's connection: TCP, TLS or DTLS."""
 
-    __slots__ = ("congested", "flow", "listener", "seen", "stream")
+    __slots__ = ("congested", "flow", "held", "listener", "parked", "seen", "stream")
 
     def __init__(
         self, flow: Flow, listener: Listener, stream: StunStream | None, now: Instant
@@ -79,6 +79,10 @@ class Connection:
         self.seen = now
         """The last request."""
         self.congested = False
+        self.parked = False
+        """Whether a request of a stream waits for the user store, and all behind it with it."""
+        self.held: bool | None = None
+        """What the driver was told (:class:`stun.sansio.Hold`), ``None`` if nothing yet."""
 
 
 class Core:

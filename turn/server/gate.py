@@ -7,7 +7,12 @@ must be asked and the request waits.  Nothing is remembered of a source that has
 * over UDP, where the source may be forged, no prefix gets more octets than came from it, but for a
   burst (:class:`stun.ratelimit.ByteBudget`);
 * waiting requests are few, of one client and of all, and wait for seconds; and only those wait
-  whose nonce shows that their source is real.
+  whose nonce shows that their source is real.  A place among them stays taken when the client
+  leaves, as the question that it stands for is still being asked.
+
+Whoever has waited in vain over UDP or DTLS asks again, for there requests are retransmitted (RFC
+8489 section 6.2.1).  Over TCP and TLS "there are no retransmissions at the STUN protocol level"
+(section 6.2.2), so there the request gets a 500 (Server Error).
 
 Whoever can prove itself is not held back by either: an honest client's first request draws a 401 of
 about its own length, the second one is authentic.
@@ -33,7 +38,7 @@ from stun.sansio import SECOND, Instant
 from stun.users import UserStore
 from turn.server.allocation import Allocation, Flow
 from turn.server.config import Limits, ServerConfig
-from turn.server.core import Core
+from turn.server.core import Connection, Core
 from turn.server.events import LookUp
 from turn.server.quota import client_of
 
@@ -45,9 +50,11 @@ LONGEST_ANSWER: Final = 128
 """Octets that an answer to an unproven source hardly ever exceeds: a 401 with a realm of 24 has
 100, a Binding answer to RFC 5780 clients 116.  Longer ones wait until there are so many."""
 PATIENCE: Final = 3 * SECOND
-"""How long they do.  Over UDP their clients have asked again by then."""
+"""How long they do.  Over UDP and DTLS their clients have asked again by then."""
 
 _PROOFS = frozenset({MESSAGE_INTEGRITY.code, MESSAGE_INTEGRITY_SHA256.code})
+_NO_ANSWER = Rejected(ErrorCode.SERVER_ERROR, "", detail="the user store did not answer in time")
+_NO_ROOM = Rejected(ErrorCode.SERVER_ERROR, "", detail="too many requests wait for the user store")
 _OUTCOMES = {
     ErrorCode.UNAUTHENTICATED: "rejected",
     ErrorCode.STALE_NONCE: "stale",
@@ -190,8 +197,13 @@ class Gate:
         core = self._core
         client = client_of(flow.client.host)
         if len(self._line) >= MOST_WAITING or self._crowd[client] >= MOST_OF_A_CLIENT:
-            core.drop(DropReason.RATE_LIMITED)
+            if flow.is_stream:
+                self._fail(_NO_ROOM, message, flow, now)
+            else:
+                core.drop(DropReason.RATE_LIMITED)
             return
+        if flow.is_stream:
+            core.connections[flow.connection].parked = True
         self._crowd[client] += 1
         waiting = Waiting(message, flow, now)
         self._line.append((now + PATIENCE, lookup, waiting))
@@ -212,6 +224,10 @@ class Gate:
             self._line = deque(entry for entry in self._line if entry[1] != lookup)
         return ready
 
+    def _fail(self, rejected: Rejected, message: Message, flow: Flow, now: Instant) -> None:
+        self._core.metrics.authentication["failed"] += 1
+        self._reject(rejected, message, flow, now, told=True)
+
     def _leave(self, waiting: Waiting) -> None:
         client = client_of(waiting.flow.client.host)
         self._crowd[client] -= 1
@@ -228,15 +244,24 @@ class Gate:
         """Say when the next request has waited long enough."""
         return self._line[0][0] if self._line else None
 
-    def on_deadline(self, now: Instant) -> None:
-        """Give up the requests that have waited too long."""
+    def give_up(self, now: Instant) -> list[Connection]:
+        """Give up the requests that have waited too long; return the streams that go on."""
+        core, released = self._core, []
         while self._line and self._line[0][0] <= now:
             _, lookup, waiting = self._line.popleft()
-            self._core.drop(DropReason.NOBODY_ANSWERED)
             self._leave(waiting)
-            others = self._waiting.get(lookup)
-            if others is not None:
-                others.remove(waiting)
-                if not others:
-                    # The next request of this user asks the store anew.
-                    del self._waiting[lookup]
+            # All wait equally long, so whoever has come first is the first here, too.
+            others = self._waiting[lookup]
+            del others[0]
+            if not others:
+                # The next request of this user asks the store anew.
+                del self._waiting[lookup]
+            message, flow, _ = waiting
+            connection = core.connections.get(flow.connection) if flow.is_stream else None
+            if connection is None:
+                core.drop(DropReason.NOBODY_ANSWERED)
+                continue
+            connection.parked = False
+            self._fail(_NO_ANSWER, message, flow, now)
+            released.append(connection)
+        return released

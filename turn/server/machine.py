@@ -206,10 +206,13 @@ class Server:
 
     def found(self, lookup: LookUp, now: Instant) -> None:
         """Go on with the requests that waited for the user store, which knows the answer now."""
-        for waiting in self._gate.found(lookup, now):
-            if waiting.flow.connection and waiting.flow.connection not in self._core.connections:
-                continue
-            self._request(waiting.message, waiting.flow, waiting.flow.key, now)
+        for message, flow, _ in self._gate.found(lookup, now):
+            if not flow.connection:
+                self._request(message, flow, flow.key, now)
+            elif (connection := self._core.connections.get(flow.connection)) is not None:
+                connection.parked = False
+                self._request(message, flow, flow.key, now)
+                self._connections.resume(connection, now)
 
     def set_elsewhere(self, allocations: Mapping[str, int]) -> None:
         """Say how many allocations users have on other servers of a fleet."""
@@ -335,7 +338,7 @@ class Server:
             case Congested(handle) | Relieved(handle):
                 connection = core.connections.get(handle)
                 if connection is not None:
-                    connection.congested = type(event) is Congested
+                    self._connections.congested(connection, congested=type(event) is Congested)
                 elif self._tcp.owns(handle):
                     self._tcp.on_socket(event, now)
             case Undeliverable():
@@ -370,7 +373,8 @@ class Server:
                 self._connections.idle(thing, now)
             elif type(thing) is Reservation:
                 self._allocator.give_up(thing)
-        self._gate.on_deadline(now)
+        for connection in self._gate.give_up(now):
+            self._connections.resume(connection, now)
         self._tcp.on_deadline(now)
 
     def poll(self) -> Output | ServerEvent | RouteOrder | None:

@@ -37,7 +37,7 @@ def reconfigure(core: Core, lifetimes: Lifetimes, config: ServerConfig, now: Ins
         for allocation in ended:
             lifetimes.end(allocation, EndReason.POLICY, now)
         if ended:
-            words.append(f"{len(ended)} TCP allocations ended")
+            words.append(f"{_count(len(ended), 'TCP allocation')} ended")
     return words
 
 
@@ -52,10 +52,15 @@ def _withdraw(core: Core, lifetimes: Lifetimes, now: Instant) -> list[str]:
     closed = core.streams.recheck(now) if core.streams is not None else 0
     words = []
     if permissions:
-        words.append(f"{permissions} permissions withdrawn that it does not allow")
+        words.append(f"{_count(permissions, 'permission')} withdrawn that it does not allow")
     if closed:
-        words.append(f"{closed} TCP connections with peers closed that it does not allow")
+        connections = _count(closed, "TCP connection")
+        words.append(f"{connections} with peers closed that it does not allow")
     return words
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _limits(before: Limits, after: Limits) -> list[str]:

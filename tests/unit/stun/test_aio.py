@@ -174,11 +174,24 @@ async def test_a_deadline_that_moves_away_with_every_packet_costs_no_timer_each(
 # One question. ------------------------------------------------------------------------------------
 
 
+def free_for_both(host: str) -> int:
+    """Return a port that is free for TCP and for UDP: other tests run beside this one."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for _ in range(100):
+        with socket.socket(family) as tcp, socket.socket(family, socket.SOCK_DGRAM) as udp:
+            tcp.bind((host, 0))
+            port: int = tcp.getsockname()[1]
+            try:
+                udp.bind((host, port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("no port is free")
+
+
 @asynccontextmanager
 async def serving(host: str = "127.0.0.1") -> AsyncIterator[Address]:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
-        local = Address(host, probe.getsockname()[1])
+    local = Address(host, free_for_both(host))
     server = Server(ServerConfig(local, connect_back=False), entropy=os.urandom)
     open_places: list[Any] = []
     async with aio.Driver(server, on_event=open_places.append) as driver:

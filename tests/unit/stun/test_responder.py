@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
+from collections.abc import Sequence
 from ipaddress import ip_address
 from itertools import product
+from mmap import mmap
 from typing import Any
 
 import pytest
@@ -34,7 +37,7 @@ from stun.errors import DropReason
 from stun.integrity import check_fingerprint
 from stun.ratelimit import ByteBudget, prefix_of
 from stun.registry import Class, ErrorCode, Method
-from stun.responder import Endpoint, Limits, Responder, check
+from stun.responder import BARE_ANSWER, Endpoint, Limits, Responder, check
 from stun.sansio import SECOND, Address, Transmit
 
 A_P, A_Q, B_P, B_Q = (
@@ -647,3 +650,70 @@ def test_without_a_budget_bare_requests_count_as_answers(rng: random.Random) -> 
     assert [len(outcome or b"") for outcome in outcomes] == [32] * 20 + [0] * 5
     assert outcomes[20:] == [b""] * 5
     assert ask(responder, Endpoint(A_P, A_P), octets) is DropReason.RATE_LIMITED
+
+
+# Many at once, where they lie. --------------------------------------------------------------------
+
+
+class Memory:
+    """Requests in memory, each with its source before it, as a driver has them."""
+
+    STRIDE = 128
+
+    def __init__(self, requests: Sequence[tuple[bytes, Address]]) -> None:
+        self.octets = mmap(-1, self.STRIDE * max(len(requests), 1))
+        self.starts = [self.STRIDE * n + 40 for n in range(len(requests))]
+        for start, (data, source) in zip(self.starts, requests, strict=True):
+            host = host_octets(source.host)
+            name = source.port.to_bytes(2) + (
+                host + bytes(8) if len(host) == 4 else bytes(4) + host + bytes(4)
+            )
+            self.octets[start - len(name) : start] = name
+            self.octets[start : start + len(data)] = data
+
+
+@pytest.mark.parametrize("ipv6", [False, True], ids=["IPv4", "IPv6"])
+def test_answers_in_place_are_those_of_the_short_way(ipv6: bool, rng: random.Random) -> None:
+    responder = lean(rng, budget=ByteBudget(0, 0, entropy=rng.randbytes))
+    requests = [
+        (
+            encode(Message.request(Method.BINDING, rng.randbytes(12))),
+            Address(str(ip_address(rng.randbytes(16 if ipv6 else 4))), rng.randrange(65536)),
+        )
+        for _ in range(50)
+    ]
+    memory = Memory(requests)
+    paid = responder.bare_in_place(memory.octets, memory.starts, 0, ipv6=ipv6)
+    assert paid == memory.starts
+    for start, (data, source) in zip(memory.starts, requests, strict=True):
+        answer = memory.octets[start : start + BARE_ANSWER[ipv6]]
+        assert answer == responder.bare(data, packed(source), 0)
+        assert decode(answer).get(XOR_MAPPED_ADDRESS) == source
+    assert responder.bare_in_place(memory.octets, [], 0, ipv6=ipv6) == []
+
+
+@pytest.mark.parametrize("ipv6", [False, True], ids=["IPv4", "IPv6"])
+def test_a_forger_of_many_gets_no_more(ipv6: bool, rng: random.Random) -> None:
+    budget = ByteBudget(1000, 0, entropy=rng.randbytes)
+    responder = lean(rng, budget=budget)
+    sources = [CLIENT6, Address("2001:db8:7::7", 5)] if ipv6 else [CLIENT, Address("192.0.2.7", 5)]
+    came, went = Counter[Address](), Counter[Address]()
+    for _ in range(200):
+        chosen = [rng.choice(sources) for _ in range(rng.randrange(1, 65))]
+        memory = Memory([(encode(request()), source) for source in chosen])
+        paid = responder.bare_in_place(memory.octets, memory.starts, 0, ipv6=ipv6)
+        assert set(paid) <= set(memory.starts)
+        assert len(set(paid)) == len(paid)
+        came.update(chosen)
+        went.update(chosen[memory.starts.index(start)] for start in paid)
+    for source in sources:
+        assert went[source] < came[source]
+        octets = went[source] * BARE_ANSWER[ipv6]
+        assert came[source] * 20 - 32 <= octets <= came[source] * 20 + 1000
+
+
+def test_without_a_budget_many_count_as_answers(rng: random.Random) -> None:
+    responder = lean(rng, limits=Limits(answers=10, answer_burst=20))
+    memory = Memory([(encode(request()), CLIENT)] * 25)
+    paid = responder.bare_in_place(memory.octets, memory.starts, 0, ipv6=False)
+    assert paid == memory.starts[:20]

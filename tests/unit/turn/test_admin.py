@@ -62,7 +62,16 @@ async def test_an_unknown_command_names_those_there_are(place: Path) -> None:
 
 @pytest.mark.parametrize(
     "request_",
-    [b"\n", b"", b"echo\n", b"[1]\n", b'{"command": 7}\n', b"\xff\xfe\n", b"x" * 100_000 + b"\n"],
+    [
+        b"\n",
+        b"",
+        b"echo\n",
+        b"[1]\n",
+        b'{"command": 7}\n',
+        b"\xff\xfe\n",
+        b"x" * 100_000 + b"\n",
+        b"[" * 60_000 + b"\n",
+    ],
 )
 async def test_nonsense_is_answered_with_an_error(place: Path, request_: bytes) -> None:
     async with AdminSocket(place, COMMANDS):
@@ -120,6 +129,7 @@ def test_where_nothing_runs_the_text_says_what_to_do(place: Path) -> None:
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [
+        ({"TURND_ADMIN_SOCKET": "/x.sock", "RUNTIME_DIRECTORY": "/run/turnd"}, "/x.sock"),
         ({"RUNTIME_DIRECTORY": "/run/turnd-7:/run/other"}, "/run/turnd-7/turnd.sock"),
         ({"XDG_RUNTIME_DIR": "/run/user/7"}, "/run/user/7/turnd.sock"),
     ],

@@ -10,9 +10,17 @@ from rich.console import Console
 from stun.discovery import Transport
 from stun.sansio import Address, Cause
 from turn.daemon.addresses import LocalAddress
-from turn.daemon.announce import MOST_URIS, advise, announce, ports_advice, relay_advice
+from turn.daemon.announce import (
+    MOST_URIS,
+    advise,
+    alternate_advice,
+    announce,
+    ports_advice,
+    relay_advice,
+)
 from turn.daemon.config import Flags, load
 from turn.daemon.plan import Credential, Plan, make_plan
+from turn.server.config import RelayAddress
 from turn.server.events import CannotServe, Serving
 
 MACHINE = (LocalAddress("127.0.0.1", "lo"), LocalAddress("10.0.0.5", "eth0"))
@@ -60,8 +68,13 @@ def test_ipv6_is_written_in_brackets() -> None:
 
 
 def test_relay_failures_say_what_to_do() -> None:
-    text = relay_advice("203.0.113.5", OSError(99, "Cannot assign requested address"))
+    problem = OSError(99, "Cannot assign requested address")
+    text = relay_advice(RelayAddress("203.0.113.5", "203.0.113.5"), problem)
     assert "--relay-address LOCAL=203.0.113.5" in text
+    text = relay_advice(RelayAddress("10.0.0.9", "203.0.113.5"), problem)
+    assert "LOCAL=" not in text, "it is written so already, with a wrong one"
+    assert "before the = of 10.0.0.9=203.0.113.5" in text
+    assert "--alternate-address 192.0.2.9 cannot" in alternate_advice("192.0.2.9", problem)
     assert "--relay-ports LO-HI" in ports_advice("10.0.0.5", (50000, 50001))
 
 

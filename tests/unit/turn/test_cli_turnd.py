@@ -36,7 +36,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
 
 
 def test_every_limit_has_a_flag() -> None:
-    assert tuple(field.name for field in fields(Limits)) == LIMITS
+    assert {field.name: field.default for field in fields(Limits)} == LIMITS
     names = {option for parameter in turnd.params for option in parameter.opts}
     assert {f"--max-{name.replace('_', '-')}" for name in LIMITS} <= names
 
@@ -135,15 +135,22 @@ def test_checking_a_configuration_shows_it_and_hides_secrets(run: Any) -> None:
 def test_explaining_a_peer_takes_options_before_and_behind(run: Any, tmp_path: Path) -> None:
     base = ("--relay-address", "127.0.0.1")
     code, out, _ = run(*base, "explain-peer", "10.1.2.3")
-    assert code == 0
+    assert code == 1
     assert out.startswith("10.1.2.3 is denied: ")
-    assert run(*base, "--allow-peer", "10.0.0.0/8", "explain-peer", "10.1.2.3")[1].startswith(
-        "10.1.2.3 is allowed: your allow rule 10.0.0.0/8"
-    )
+    code, out, _ = run(*base, "--allow-peer", "10.0.0.0/8", "explain-peer", "10.1.2.3")
+    assert code == 0
+    assert out.startswith("10.1.2.3 is allowed: your allow rule 10.0.0.0/8")
     path = tmp_path / "turnd.toml"
     path.write_text('[peers]\nallow = ["10.0.0.0/8"]\n')
     _, out, _ = run("explain-peer", "10.1.2.3", "--config", str(path), "--deny-peer", "10.1.0.0/16")
     assert out.startswith("10.1.2.3 is denied: your deny rule 10.1.0.0/16")
+
+
+@pytest.mark.parametrize("address", ["", "example.org", "203.0.113.7:53", "10.0.0.0/8", "[::1]:3"])
+def test_what_is_no_address_is_not_explained(run: Any, address: str) -> None:
+    code, out, error = run("explain-peer", address)
+    assert (code, out) == (2, "")
+    assert "is not an IP address" in error
 
 
 def test_the_users_of_a_database(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

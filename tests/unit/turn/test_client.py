@@ -489,6 +489,19 @@ def test_abandoning(rng: random.Random) -> None:
     assert desk.client.poll() is None
 
 
+def test_abandoning_what_the_server_may_have_granted(rng: random.Random) -> None:
+    desk = Desk(rng)
+    desk.script(Method.ALLOCATE, silence)  # after the challenge
+    desk.allocate()
+    assert not desk.events
+    desk.client.abandon(desk.now)
+    desk.run()
+    asked, deleted = desk.requests(Method.ALLOCATE)[-1], desk.requests(Method.REFRESH)[-1]
+    assert deleted.get(LIFETIME) == 0
+    assert deleted.get(NONCE) == asked.get(NONCE) is not None, "it answers the challenge as well"
+    assert not desk.open
+
+
 # Datagrams. ---------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -209,7 +210,7 @@ def test_errors(tmp_path: Path) -> None:
             with pytest.raises(UsageError, match="another address family"):
                 await running.connect(local=Address("::1", 0))
             async with running.connect() as relay:
-                with pytest.raises(UsageError, match="relays datagrams"):
+                with pytest.raises(UsageError, match='connect with protocol="tcp"'):
                     await relay.open_connection((HOST, 9))
                 with pytest.raises(UsageError, match="protocol="):
                     async for _ in relay.accept():
@@ -270,6 +271,51 @@ def test_cancelling(tmp_path: Path) -> None:
                 assert not relay._waits
                 relay.send(b"all is well", peer)
                 assert (await relay.recv())[0] == b"ALL IS WELL"
+
+    run(main)
+
+
+@pytest.mark.parametrize("transport", [Transport.UDP, Transport.TCP])
+def test_cancelling_at_any_moment_leaves_nothing(
+    tmp_path: Path, transport: Transport, rng: random.Random
+) -> None:
+    """Whatever the server was asked for in that moment, it is given back, granted or not."""
+
+    async def main() -> None:
+        async with server(tmp_path) as running, echo() as peer:
+
+            async def work() -> None:
+                async with running.connect(transport) as relay:
+                    await relay.permit(peer)
+                    await relay.bind(peer)
+                    await relay.refresh()
+
+            before = len(asyncio.all_tasks())
+            for _ in range(60):
+                task = asyncio.ensure_future(work())
+                for _ in range(rng.randrange(40)):
+                    await asyncio.sleep(0)
+                task.cancel()
+                await asyncio.wait([task])
+                assert task.cancelled() or task.exception() is None
+            if transport is Transport.TCP:  # over UDP the last packet may be lost
+                await eventually(lambda: running.sessions == 0)
+            assert len(asyncio.all_tasks()) == before
+
+    run(main)
+
+
+def test_a_command_that_is_refused_at_once_leaves_no_one_waiting(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with server(tmp_path) as running, running.connect() as relay:
+            with pytest.raises(UsageError, match="ask for mobility"):
+                await relay.move()
+            with pytest.raises(TypeError, match="str is not octets"):
+                relay.send("text", (HOST, 9))
+            with pytest.raises(UsageError, match="65536 octets are no datagram"):
+                relay.send(bytes(65536), (HOST, 9))
+            assert not relay._waits
+            assert repr(relay).startswith(f"<turn.client.aio.Relay {relay.relayed_address} at")
 
     run(main)
 

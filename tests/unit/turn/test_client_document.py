@@ -41,8 +41,10 @@ async def knock(server: Server) -> None:
         await asyncio.sleep(0.01)
     (session,) = server.sessions()
     reader, writer = await asyncio.open_connection(*session.relayed[0])
-    await reader.read()
-    writer.close()
+    try:
+        await reader.read()
+    finally:
+        writer.close()
 
 
 async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+import turn
 from stun.credentials import LongTerm
 from stun.discovery import Target, Transport
 from stun.errors import StunError, UsageError
@@ -90,3 +93,28 @@ def test_too_late() -> None:
     assert isinstance(with_reasons, NoRelay)
     assert "one failed" in str(with_reasons)
     assert "TURN server 192.0.2.1:3478 over TCP" in str(Wanted(V4, None, "udp", None, 1, {}))
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"protocol": "sctp"}, "protocol='sctp': it is one of 'udp', 'tcp'"),
+        ({"family": 5}, "family=5: it is one of None, 4, 6, 'dual'"),
+        ({"address_family": "4"}, "address_family='4': it is one of None, 4, 6"),
+        ({"local": "192.0.2.7"}, "'192.0.2.7': a peer is"),
+        ({"server": "turn:relay.example?transport=udp", "protocol": "tcp"}, "TCP or TLS only"),
+    ],
+)
+def test_what_cannot_be_asked_for(options: dict[str, Any], match: str) -> None:
+    with pytest.raises(UsageError, match=match):
+        turn.connect(**{"server": "relay.example"} | options)
+
+
+def test_an_option_that_there_is_not_is_named() -> None:
+    with pytest.raises(TypeError, match="no argument 'lifetmie'; its options are"):
+        turn.connect("relay.example", lifetmie=3)  # type: ignore[call-arg]
+
+
+def test_a_text_is_no_peer() -> None:
+    with pytest.raises(UsageError, match=r"'192\.0\.2\.1': a peer is \(numeric IP address, port\)"):
+        as_peer("192.0.2.1")  # type: ignore[arg-type]

@@ -215,8 +215,11 @@ def test_every_error_has_its_line_and_they_are_told_in_order(problems: Any) -> N
         ("idle = 1.5", "line 1: idle: 1.5 is wrong: it must be a whole number"),
         ("idle = true", "line 1: idle: true is wrong: it must be a whole number"),
         ("partial = 1", "line 1: partial: 1 is wrong: it must be true or false"),
-        ("relay = 5", "line 1: relay: 5 is wrong: it must be a table"),
-        ("listen = {}", "line 1: listen: a table is wrong: it must be a list"),
+        ("relay = 5", "line 1: relay: 5 is wrong: it must be a table, [relay]"),
+        (
+            "listen = {}",
+            "line 1: listen: a table is wrong: it must be a list of tables: write [[listen]]",
+        ),
         ("[[listen]]", "line 1: [[listen]] needs url"),
         ("[tls]", "line 1: [tls] needs certificate"),
         (

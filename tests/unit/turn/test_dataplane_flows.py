@@ -91,7 +91,7 @@ def test_dont_fragment_goes_on_and_off(host: str) -> None:
     with open_socket(Address(host, 0)) as sock:
         seen = []
         for on in (False, True, False):
-            set_dont_fragment(sock, on=on)
+            set_dont_fragment(sock, ipv6=":" in host, on=on)
             seen.append(sock.getsockopt(level, option))
     assert seen[0] == seen[2] != seen[1] == 3  # PROBE of ip(7)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 from hypothesis import given
@@ -20,11 +21,10 @@ from turn.dataplane.mmsg import (
     Inbox,
     Outbox,
     join_received,
-    pack_name,
     runs,
     segment_size,
-    unpack_name,
 )
+from turn.dataplane.names import pack_name, unpack_name
 
 LOOPBACK = {4: "127.0.0.1", 6: "::1"}
 
@@ -88,24 +88,6 @@ class Waiting:
         self.memory.views[0][self.used : self.used + len(data)] = data
         self.used += len(data)
         return start, len(data)
-
-
-# Names. -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "address_",
-    [Address("192.0.2.1", 1), Address("2001:db8::1", 65535), Address("fe80::1%lo", 3478)],
-    ids=str,
-)
-def test_a_name_says_which_address_it_is(address_: Address) -> None:
-    assert unpack_name(pack_name(address_)) == address_
-
-
-@pytest.mark.parametrize("address_", [Address("example.org", 1), Address("::1%nope", 1)], ids=str)
-def test_what_is_no_address_has_no_name(address_: Address) -> None:
-    with pytest.raises(OSError, match=r".+"):
-        pack_name(address_)
 
 
 # Runs. --------------------------------------------------------------------------------------------
@@ -388,3 +370,25 @@ def test_old_kernels_have_no_segmentation(monkeypatch: pytest.MonkeyPatch) -> No
         assert not mmsg.has_segmentation()
     finally:
         mmsg.has_segmentation.cache_clear()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_reply_goes_to_where_each_came_from(host: str) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with ExitStack() as stack:
+        own, *others = (
+            stack.enter_context(socket.socket(family, socket.SOCK_DGRAM)) for _ in "123"
+        )
+        for sock in (own, *others):
+            sock.bind((host, 0))
+            sock.setblocking(False)
+        for n, other in enumerate(others):
+            other.sendto(b"question %d" % n, own.getsockname())
+        inbox, outbox = Inbox(8, ipv6=is_ipv6(own)), Outbox(own)
+        lengths = inbox.receive(own)
+        starts = [start for _, start, _ in inbox.parts(lengths)]
+        for start in starts:
+            inbox.memory[start : start + 8] = b"answer  "
+        outbox.reply(inbox, starts, 10)
+        assert [everything(other) for other in others] == [[b"answer   0"], [b"answer   1"]]
+        assert outbox.sent == 2

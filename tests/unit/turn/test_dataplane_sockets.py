@@ -6,7 +6,8 @@ import errno
 import select
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from mmap import mmap
 from typing import Any
 
 import pytest
@@ -283,28 +284,89 @@ def test_encrypted_datagrams_are_told_apart(core: Core, hosts: Hosts, security: 
     assert plain == [data for data in datagrams if data not in expected]
 
 
+class Bindings:
+    """Answers as it is told to, and takes note of who asked."""
+
+    def __init__(self, answer: bytes | None) -> None:
+        self.answer = answer
+        self.singly: list[tuple[bytes, bytes]] = []
+        self.together: list[list[bytes]] = []
+
+    def bare(self, data: bytes, packed: bytes, now: Instant) -> bytes | None:
+        self.singly.append((data, packed))
+        return self.answer
+
+    def bare_in_place(
+        self, memory: mmap, starts: Sequence[int], now: Instant, *, ipv6: bool
+    ) -> list[int] | None:
+        self.together.append([memory[start : start + 20] for start in starts])
+        if self.answer is None:
+            return None
+        for start in starts:
+            memory[start : start + 44] = self.answer.ljust(44)
+        return [*starts] if self.answer else []
+
+
+ANSWERS = pytest.mark.parametrize(
+    "answer", [b"answer", b"", None], ids=["yes", "over budget", "not mine"]
+)
+
+
 @pytest.mark.parametrize("host", LOOPBACK.values())
-@pytest.mark.parametrize("answer", [b"answer", b"", None], ids=["yes", "over budget", "not mine"])
-def test_bare_binding_requests_are_answered_from_their_octets(
+@ANSWERS
+def test_bare_binding_requests_are_answered_where_they_lie(
     hosts: Hosts, host: str, answer: bytes | None
 ) -> None:
-    core, asked = Core(), []
+    core, bindings = Core(), Bindings(answer)
+    core.plane = SocketPlane(core, bindings=bindings)  # type: ignore[arg-type]
+    local, one, other = core.open(1, host, serves=True), hosts(host), hosts(host)
+    requests = [BARE[:8] + bytes([n]) * 12 for n in range(3)]
+    one.sendto(requests[0], local)
+    one.sendto(BARE + b"\0\0\0\0", local)
+    other.sendto(requests[1], local)
+    one.sendto(b"\0\x02" + BARE[2:], local)
+    one.sendto(requests[2], local)
+    core.run()
+    assert [one for batch in bindings.together for one in batch] == requests
+    assert bindings.singly == []
+    answers = [answer.ljust(44 if ":" in host else 32)] if answer else []
+    assert everything(one) == 2 * answers
+    assert everything(other) == answers
+    assert len(core.received) == (5 if answer is None else 2)
+    if answer is None:
+        assert {packet.source for packet in core.received} == {address(one), address(other)}
+    core.plane.close()
 
-    def bare(data: bytes, packed: bytes, now: Instant) -> bytes | None:
-        asked.append((data, packed, now))
-        return answer
 
-    core.plane = SocketPlane(core, bare=bare)  # type: ignore[arg-type]
+@linux
+@pytest.mark.parametrize("host", LOOPBACK.values())
+@ANSWERS
+def test_bare_binding_requests_that_the_kernel_joined_are_answered_too(
+    hosts: Hosts, host: str, answer: bytes | None
+) -> None:
+    core, bindings = Core(), Bindings(answer)
+    core.plane = SocketPlane(core, bindings=bindings)  # type: ignore[arg-type]
     local, other = core.open(1, host, serves=True), hosts(host)
-    other.sendto(BARE, local)
-    other.sendto(BARE + b"\0\0\0\0", local)
-    other.sendto(b"\0\x02" + BARE[2:], local)
+    segments = [(17, 103, (20).to_bytes(2, sys.byteorder))]
+    other.sendmsg([BARE * 5], segments, 0, local)
     core.run()
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     packed = address(other).port.to_bytes(2) + socket.inet_pton(family, host)
-    assert asked == [(BARE, packed, core.now())]
-    assert everything(other) == ([answer] if answer else [])
-    assert len(core.received) == (3 if answer is None else 2)
+    assert bindings.singly == [(BARE, packed)] * 5
+    assert everything(other) == ([answer] * 5 if answer else [])
+    assert len(core.received) == (5 if answer is None else 0)
+    core.plane.close()
+
+
+def test_a_listener_that_is_shut_answers_no_bindings(hosts: Hosts) -> None:
+    core, bindings = Core(), Bindings(b"answer")
+    core.plane = SocketPlane(core, bindings=bindings)  # type: ignore[arg-type]
+    local, other = core.open(1, "127.0.0.1", serves=True), hosts()
+    core.react = lambda packet: core.plane.shut(1) and None  # type: ignore[func-returns-value]
+    other.sendto(BARE, local)
+    other.sendto(b"the end", local)
+    core.run()
+    assert everything(other) == []
     core.plane.close()
 
 
@@ -365,7 +427,7 @@ def test_dont_fragment_is_for_one_datagram(core: Core, hosts: Hosts) -> None:
     core.plane.send(Transmit(b"x", address(peer), relay, dont_fragment=True))
     assert everything(peer) == [b"x"]
     assert discover() == before
-    set_dont_fragment(sock, on=True)
+    set_dont_fragment(sock, ipv6=False, on=True)
     assert discover() != before
 
 

@@ -45,6 +45,9 @@ class Turnd:
     def certificate_expiry(self) -> float | None:
         return self.expiry
 
+    def lookups(self) -> Mapping[str, int] | None:
+        return {"answered": 5, "failed": 1, "bad_record": 2}
+
 
 async def fetch(
     address: Address, request: bytes = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Coroutine, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from stun.errors import StunError
 from stun.nonce import NonceMaker
 from turn.daemon.config import Flags, load
-from turn.daemon.parts import Parts
+from turn.daemon.parts import Health, Parts
 from turn.daemon.settings import Settings
 from turn.server.events import LookUp
 from turn.users import open_table
@@ -108,6 +109,38 @@ async def test_what_has_not_changed_stays(store: str) -> None:
     assert made.users is None
     await old.stack.aclose()
     await made.close()
+
+
+async def test_a_user_whom_the_database_has_wrongly_is_told_of(store: str, tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "users.db") as table:
+        table.execute("UPDATE users SET password = x'ff'")
+    made, host = parts()
+    assert made.lookups() is None
+    await made.open(settings(auth__store=store))
+    made.commit()
+    made.take(LookUp("ann"))
+    made.take(LookUp("nobody"))
+    async with asyncio.timeout(10):
+        while len(host.answered) < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    assert made.lookups() == {"answered": 1, "failed": 0, "bad_record": 1}
+    (warning,) = host.warnings
+    assert "ann" in warning
+    await made.close()
+
+
+def test_a_database_is_back_when_all_who_ask_it_say_so() -> None:
+    told: list[str | None] = []
+    health = Health(told.append)
+    users, fleet = health.of("users"), health.of("fleet")
+    users("gone")
+    fleet("gone, too")
+    users(None)
+    assert told == ["gone"]
+    fleet(None)
+    assert told == ["gone", None]
+    fleet("again")
+    assert told == ["gone", None, "again"]
 
 
 async def test_one_failure_gives_up_all(store: str, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from stun.sansio import (
     OpenUdp,
     Received,
 )
+from stun.tcp import READ_MOST
 from stun.users import Gap, Password, StaticUsers
 from tools.turndesk import (
     HOST,
@@ -47,7 +48,7 @@ from tools.turndesk import (
 )
 from turn.server.config import Limits, ListenAt, RelayAddress
 from turn.server.core import LONGEST_REQUEST
-from turn.server.events import Drained, Started
+from turn.server.events import Drained, LookUp, Started
 from turn.server.gate import MOST_OF_A_CLIENT
 from turn.server.machine import Server
 from turn.server.policy import tunnel_of
@@ -274,6 +275,33 @@ def test_one_client_does_not_fill_the_line_before_the_user_store() -> None:
     assert not gate._crowd
     caller.refresh()
     assert len(gate._line) == 1
+
+
+def test_coming_and_going_makes_no_room_for_more_questions() -> None:
+    """The user store is still busy with those of who has left."""
+    desk = Desk(users=_Slow(), limits=UNLIMITED)
+    for number in range(2 * MOST_OF_A_CLIENT):
+        caller = desk.caller(transport=Transport.TCP, username=f"guess {number}")
+        caller.refresh()
+        desk.tell(Closed(caller.handle, Cause.RESET))
+    assert len(desk.told(LookUp)) == MOST_OF_A_CLIENT
+    desk.wait(4)
+    assert desk.server.drops == {DropReason.NOBODY_ANSWERED: MOST_OF_A_CLIENT}
+    assert desk.server.deadline() is None
+
+
+def test_a_stream_that_waits_keeps_what_was_read_and_no_more() -> None:
+    desk = Desk(users=_Slow())
+    caller = desk.caller(transport=Transport.TCP, username="bob")
+    caller.refresh()
+    assert caller.handle in desk.unread
+    connection = desk.server._core.connections[caller.handle]
+    assert connection.stream is not None
+    caller.send(b"\0" * READ_MOST)
+    assert connection.stream.pending == READ_MOST
+    desk.wait(4)
+    assert connection.stream.pending == 0
+    assert caller.handle in desk.shut
 
 
 def test_a_request_that_waited_is_counted_once() -> None:

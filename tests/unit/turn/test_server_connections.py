@@ -13,7 +13,7 @@ from stun.registry import Class, Method
 from stun.sansio import Accepted, Address, Arrived, Cause, Closed
 from tools.turndesk import HOST, PEER, TCP, Desk, code
 from turn.server.config import Limits
-from turn.server.connections import LONGEST_REQUEST
+from turn.server.core import LONGEST_REQUEST
 from turn.server.events import EndReason
 
 STREAMS = [Transport.TCP, Transport.TLS]

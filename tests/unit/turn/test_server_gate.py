@@ -9,12 +9,12 @@ from collections.abc import Sequence
 import pytest
 
 from stun import attributes as a
-from stun.codec import encode
+from stun.codec import decode, encode
 from stun.discovery import Transport
 from stun.errors import DropReason
 from stun.message import Message
 from stun.registry import Method
-from stun.sansio import SECOND, Address, Received, Transmit
+from stun.sansio import SECOND, Address, Cause, Closed, Received, Transmit
 from stun.users import Gap, Password, Secret, StaticUsers
 from tools.turndesk import HOST, PEER, UDP, UNLIMITED, Desk, code
 from turn.server.config import Limits
@@ -49,8 +49,8 @@ def test_a_flood_from_a_forged_prefix_gets_back_what_it_brought_and_the_burst(
     method: Method,
 ) -> None:
     desk = Desk(limits=Limits(requests_per_second_per_client=0))
-    request = Message.request(method, bytes(12))
-    request = encode(request.add(a.REQUESTED_TRANSPORT, UDP) if method != 1 else request)
+    message = Message.request(method, bytes(12))
+    request = encode(message.add(a.REQUESTED_TRANSPORT, UDP) if method != 1 else message)
     came = went = 0
     for n in range(20_000):
         source = Address(f"192.52.193.{n % 250}", 1024 + n)
@@ -237,13 +237,79 @@ def test_no_more_wait_than_there_is_room_for() -> None:
     assert desk.server.drops[DropReason.NOBODY_ANSWERED] == MOST_WAITING
 
 
+@pytest.mark.parametrize(
+    ("transport", "answered"),
+    [(Transport.TCP, [500, 0]), (Transport.TLS, [500, 0]), (Transport.DTLS, [])],
+)
+def test_where_there_is_no_room_to_wait_a_stream_gets_a_500(
+    transport: Transport, answered: list[int]
+) -> None:
+    desk = Desk(users=Database(), limits=UNLIMITED)
+    for port in range(MOST_OF_A_CLIENT):
+        caller = desk.caller(transport=transport, address=Address(CLIENT.host, 1000 + port))
+        assert caller.ask(Method.ALLOCATE, TRANSPORT) is None
+    late = desk.caller(transport=transport)
+    late.ask(Method.ALLOCATE, TRANSPORT)
+    came = [late.answer] if late.answer else []
+    if transport is not Transport.DTLS:
+        came += late.send(encode(Message.request(Method.BINDING, bytes(12))))
+    codes = [code(decode(octets)) for octets in came if code(decode(octets)) != 401]
+    assert codes == answered
+    assert late.handle not in desk.unread
+    assert desk.server.drops == ({} if answered else {DropReason.RATE_LIMITED: 1})
+    assert len(desk.server._gate._line) == MOST_OF_A_CLIENT
+    assert desk.server.metrics.authentication["failed"] == bool(answered)
+
+
+def test_a_wait_in_vain_is_over_at_its_own_time() -> None:
+    desk = Desk(users=Database(), limits=UNLIMITED)
+    callers = [
+        desk.caller(transport=transport, address=Address(f"192.52.193.{n}", 1), username=name)
+        for n, (transport, name) in enumerate(
+            ((Transport.TCP, "alice"), (Transport.UDP, "alice"), (Transport.TCP, "bob"),
+             (Transport.TLS, "alice"), (Transport.UDP, "alice"))
+        )
+    ]  # fmt: skip
+    for caller in callers:
+        caller.ask(Method.ALLOCATE, TRANSPORT)
+        desk.wait(0.5)
+    assert len(desk.told(LookUp)) == 2, "of one user is asked once"
+    desk.wait(0.4)
+    for number, caller in enumerate(callers):
+        assert caller.fetch() == []
+        desk.wait(0.2)
+        over = [500] if caller.handle else []
+        assert [code(decode(octets)) for octets in caller.fetch()] == over
+        assert len(desk.server._gate._line) == len(callers) - number - 1
+        desk.wait(0.3)
+    assert desk.server.drops == {DropReason.NOBODY_ANSWERED: 2}
+    assert not desk.server._gate._waiting
+    assert not desk.server._gate._crowd
+
+
+def test_an_answer_is_for_those_that_still_wait() -> None:
+    database = Database()
+    desk = Desk(users=database)
+    first, second = (
+        desk.caller(transport=Transport.TCP, address=Address(CLIENT.host, port)) for port in (1, 2)
+    )
+    first.ask(Method.ALLOCATE, TRANSPORT)
+    desk.wait(1)
+    second.ask(Method.ALLOCATE, TRANSPORT)
+    desk.wait(2.5)
+    database.known["alice"] = (Password("secret"),)
+    desk.server.found(_alice(), desk.now)
+    desk.pump()
+    assert [code(decode(octets)) for octets in first.fetch()] == [500]
+    assert [code(decode(octets)) for octets in second.fetch()] == [0]
+    assert [created.client for created in desk.created] == [second.address]
+
+
 def test_a_client_that_left_meanwhile() -> None:
     database = Database()
     desk = Desk(users=database)
     caller = desk.caller(transport=Transport.TCP)
     caller.ask(Method.ALLOCATE, TRANSPORT)
-    from stun.sansio import Cause, Closed
-
     desk.tell(Closed(caller.handle, Cause.END_OF_STREAM))
     database.known["alice"] = (Password("secret"),)
     desk.server.found(_alice(), desk.now)

@@ -396,7 +396,7 @@ def test_what_a_new_policy_does_not_allow_ends() -> None:
     policy = PeerPolicy(own=(HOST,), deny=("192.175.48.0/24",))
     words = desk.server.reconfigure(replace(desk.config, policy=policy), desk.server._users, 0)
     desk.pump()
-    assert "1 permissions withdrawn that it does not allow" in words
+    assert "1 permission withdrawn that it does not allow" in words
     (session,) = desk.server.sessions()
     assert session.channels == ((0x4001, other),)
     assert [key.channel for key in desk.routes] == [0x4001]
@@ -407,7 +407,7 @@ def test_tcp_allocations_that_are_switched_off() -> None:
     desk.caller(transport=Transport.TCP).allocate(transport=TCP)
     words = desk.server.reconfigure(replace(desk.config, tcp_relay=False), desk.server._users, 0)
     desk.pump()
-    assert "1 TCP allocations ended" in words
+    assert "1 TCP allocation ended" in words
     assert [end.reason for end in desk.ended] == [EndReason.POLICY]
 
 

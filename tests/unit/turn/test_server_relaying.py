@@ -226,7 +226,7 @@ def test_a_denied_peer_is_denied_in_indications_too() -> None:
 
     closed = replace(desk.config, policy=PeerPolicy(own=(HOST,)))
     words = desk.server.reconfigure(closed, desk.server._users, desk.now)
-    assert any("1 permissions withdrawn" in word for word in words)
+    assert any("1 permission withdrawn" in word for word in words)
     caller.indicate(Address("10.0.0.1", 1), b"x")
     assert len(desk.sent) == 1
 

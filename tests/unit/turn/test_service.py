@@ -363,12 +363,12 @@ async def test_a_renewed_certificate_is_taken(tmp_path: Path) -> None:
     stage = Stage(tls__certificate=str(path))
     async with stage.running() as turnd:
         assert turnd.certificate_names() == ("one.example",)
-        turnd._look_at_certificate()
+        turnd.certificate.look(turnd._log)
         write_self_signed(path, "two.example")
-        turnd._look_at_certificate()
+        turnd.certificate.look(turnd._log)
         assert turnd.certificate_names() == ("two.example",)
         path.write_text("nonsense")
-        turnd._look_at_certificate()
+        turnd.certificate.look(turnd._log)
         assert turnd.certificate_names() == ("two.example",), "the old one goes on"
         expiry = turnd.certificate_expiry()
         assert expiry is not None

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeAlias
 
 import pytest
 
@@ -14,12 +14,13 @@ from stun import attributes as attrs
 from stun.codec import Message, decode, encode
 from stun.credentials import long_term_key
 from stun.discovery import Transport
+from stun.errors import DropReason
 from stun.nonce import NonceMaker
 from stun.registry import Class, Method
 from stun.sansio import Address
 from stun.users import StaticUsers
-from turn.aio import RelayDriver
-from turn.server.config import ListenAt, RelayAddress, ServerConfig
+from turn.aio import RelayDriver, new_event_loop
+from turn.server.config import Limits, ListenAt, RelayAddress, ServerConfig
 from turn.server.events import AllocationCreated, AllocationEnded, ServerEvent, Serving
 from turn.server.machine import Server
 from turn.server.policy import PeerPolicy
@@ -27,6 +28,17 @@ from turn.server.policy import PeerPolicy
 HOST = {4: "127.0.0.1", 6: "::1"}
 CHANNEL = 0x4000
 KEY = long_term_key("user", "realm", "password")
+
+
+LOOPS = pytest.mark.parametrize(
+    "new_loop", [new_event_loop, asyncio.new_event_loop], ids=["its own loop", "any loop"]
+)
+NewLoop: TypeAlias = Callable[[], asyncio.AbstractEventLoop]
+
+
+def run(body: Coroutine[Any, Any, None], new_loop: NewLoop) -> None:
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(body)
 
 
 def make_server(host: str, *, offload: bool, **more: Any) -> Server:
@@ -136,13 +148,15 @@ async def run_a_conversation(host: str, offload: bool, rng: random.Random) -> No
 
 @pytest.mark.parametrize("offload", [True, False], ids=["by the plane", "by the server"])
 @pytest.mark.parametrize("host", HOST.values())
+@LOOPS
 def test_what_a_client_and_a_peer_say_is_relayed(
-    host: str, offload: bool, rng: random.Random
+    host: str, offload: bool, new_loop: NewLoop, rng: random.Random
 ) -> None:
-    asyncio.run(run_a_conversation(host, offload, rng))
+    run(run_a_conversation(host, offload, rng), new_loop)
 
 
-def test_bindings_are_answered_and_counted(rng: random.Random) -> None:
+@LOOPS
+def test_bindings_are_answered_and_counted(new_loop: NewLoop, rng: random.Random) -> None:
     async def body() -> None:
         events: list[ServerEvent] = []
         server = make_server("127.0.0.1", offload=True)
@@ -162,7 +176,73 @@ def test_bindings_are_answered_and_counted(rng: random.Random) -> None:
             client.transport.close()
             await asyncio.sleep(0)
 
-    asyncio.run(body())
+    run(body(), new_loop)
+
+
+@LOOPS
+def test_bindings_over_the_budget_are_counted(new_loop: NewLoop, rng: random.Random) -> None:
+    async def body() -> None:
+        events: list[ServerEvent] = []
+        limits = Limits(unverified_burst=100, unverified_refill=0)
+        server = make_server("127.0.0.1", offload=True, limits=limits)
+        async with RelayDriver(server, on_event=events.append) as driver:
+            server.start(driver.now())
+            driver.flush()
+            (local,) = [event.local for event in events if isinstance(event, Serving)]
+            client = await Endpoint.open("127.0.0.1")
+            for _ in range(50):
+                request = encode(Message.request(Method.BINDING, rng.randbytes(12)))
+                client.transport.sendto(request, local)
+            client.transport.sendto(encode(Message.request(Method.ALLOCATE, bytes(12))), local)
+            metrics, binding = server.metrics, int(Method.BINDING)
+            async with asyncio.timeout(5):
+                while not metrics.requests[int(Method.ALLOCATE)]:  # noqa: ASYNC110
+                    await asyncio.sleep(0)
+            answered = metrics.responses[binding, 0]
+            assert 0 < answered * 32 <= 50 * 20 + 100
+            assert metrics.requests[binding] == 50
+            assert server.drops[DropReason.RATE_LIMITED] >= 50 - answered
+            client.transport.close()
+            await asyncio.sleep(0)
+
+    run(body(), new_loop)
+
+
+@LOOPS
+@pytest.mark.parametrize("data", [b"a miss", encode(Message.request(Method.BINDING, bytes(12)))])
+def test_an_exception_ends_the_driver_and_not_the_loop(
+    data: bytes, new_loop: NewLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body() -> None:
+        events: list[ServerEvent] = []
+        server = make_server("127.0.0.1", offload=True)
+        client = await Endpoint.open("127.0.0.1")
+
+        async def serve() -> None:
+            async with RelayDriver(server, on_event=events.append) as driver:
+                server.start(driver.now())
+                driver.flush()
+                (local,) = [event.local for event in events if isinstance(event, Serving)]
+                monkeypatch.setattr(server, "receive", lambda *_: 1 // 0)
+                monkeypatch.setattr(Server, "config", property(lambda _: 1 // 0))
+                client.transport.sendto(data, local)
+                await asyncio.wait_for(driver.run(), 5)
+
+        with pytest.raises(ZeroDivisionError):
+            await serve()
+        client.transport.close()
+        await asyncio.sleep(0)
+
+    run(body(), new_loop)
+
+
+@LOOPS
+def test_two_on_one_loop(new_loop: NewLoop, rng: random.Random) -> None:
+    async def body() -> None:
+        await asyncio.gather(*(run_a_conversation(HOST[4], True, rng) for _ in range(2)))
+        await run_a_conversation(HOST[4], True, rng)
+
+    run(body(), new_loop)
 
 
 def test_requests_are_timed(rng: random.Random) -> None:
