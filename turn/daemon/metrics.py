@@ -145,7 +145,7 @@ class TurndCollector:
             "turnd_dropped",
             "What the server discarded, by reason.",
             ("reason",),
-            {(reason.name.lower(),): count for reason, count in source.drops.items()},
+            {(reason.name.lower(),): source.drops.get(reason, 0) for reason in DropReason},
         )
         yield _counter(
             "turnd_transport_events",
