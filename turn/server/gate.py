@@ -167,6 +167,11 @@ class Gate:
         outcome = self._authenticator.validate(message, flow.client, now, session)
         if isinstance(outcome, Authentic):
             metrics.authentication["accepted"] += 1
+            if not flow.connection:
+                # What came counts for its prefix: clients that prove themselves bring more than
+                # their challenge took, however many of them one address has.
+                prefix = prefix_of(host_octets(flow.client.host))
+                self.budget.credit(prefix, len(message.wire), now)
             return outcome
         if isinstance(outcome, Deferred):
             metrics.authentication["deferred"] += 1

@@ -321,3 +321,13 @@ def test_a_binding_needs_no_store() -> None:
     desk = Desk(users=Database())
     request = encode(Message.request(Method.BINDING, bytes(12)))
     assert [type(sent) for sent in desk.receive(request, CLIENT, SERVER)] == [Transmit]
+
+
+def test_clients_that_prove_themselves_never_run_out_of_challenges() -> None:
+    """Many behind one address: each brings more than the challenge that it draws."""
+    desk = Desk(limits=Limits())
+    for number in range(1000):
+        caller = desk.caller(address=Address(CLIENT.host, 10_000 + number))
+        caller.allocate()
+        caller.refresh(0)
+    assert DropReason.RATE_LIMITED not in desk.server.drops
