@@ -11,7 +11,9 @@ import socket
 import struct
 import sys
 from collections import Counter
-from typing import Final, TypeAlias
+from collections.abc import Callable
+from functools import partial
+from typing import Final, TypeAlias, TypeVar
 
 from stun.icmp import keep_errors
 from stun.sansio import Address, Handle, Instant, Security
@@ -194,7 +196,9 @@ class Flow(Destination):
         """Send ``outgoing`` to the peer; count in ``refused``, by ``errno``, what did not go."""
         outgoing = self.outgoing
         if len(outgoing) >= WORTHWHILE and self.largest:
-            self._send_joined(refused)
+            sock, to = (self.relay.sock, self.peer) if self.sock is None else (self.sock, None)
+            one = partial(self._send_one, refused=refused)
+            self.largest = send_joined(sock, outgoing, to, self.largest, one)
         else:
             for part in outgoing:
                 self._send_one(part, refused)
@@ -213,25 +217,6 @@ class Flow(Destination):
                     refused[error.errno or 0] += 1
             else:
                 return
-
-    def _send_joined(self, refused: Counter[int]) -> None:
-        """Send several datagrams as one that is cut on the way, where that works."""
-        outgoing = self.outgoing
-        sizes = [len(part) for part in outgoing]
-        for first, count in runs(sizes):
-            parts, size = outgoing[first : first + count], sizes[first]
-            if count > 1 and size <= self.largest:
-                try:
-                    if self.sock is not None:
-                        self.sock.sendmsg(parts, segment_size(size))
-                    else:
-                        self.relay.sock.sendmsg(parts, segment_size(size), 0, self.peer)
-                    continue
-                except OSError as error:
-                    if error.errno in NOT_SEGMENTED:
-                        self.largest = 0 if error.errno == errno.EIO else size - 1
-            for part in parts:
-                self._send_one(part, refused)
 
     def look_for_bursts(self, packets: int, *, emptied: bool) -> None:
         """Decide how to read next, after as many ``packets`` were read together.
@@ -277,6 +262,39 @@ class Flow(Destination):
             sock.close()
             raise
         self.sock = sock
+
+
+Part = TypeVar("Part", bytes, memoryview)
+
+
+def send_joined(
+    sock: socket.socket,
+    parts: list[Part],
+    to: SockAddr | None,
+    largest: int,
+    one: Callable[[Part], None],
+) -> int:
+    """Send several datagrams as ones that are cut on the way, where that works, else by ``one``.
+
+    ``to`` is ``None`` where ``sock`` is connected; segments above ``largest`` are known to fail.
+    Returns what ``largest`` is afterwards.
+    """
+    sizes = [len(part) for part in parts]
+    for first, count in runs(sizes):
+        run, size = parts[first : first + count], sizes[first]
+        if count > 1 and size <= largest:
+            try:
+                if to is None:
+                    sock.sendmsg(run, segment_size(size))
+                else:
+                    sock.sendmsg(run, segment_size(size), 0, to)
+                continue
+            except OSError as error:
+                if error.errno in NOT_SEGMENTED:
+                    largest = 0 if error.errno == errno.EIO else size - 1
+        for part in run:
+            one(part)
+    return largest
 
 
 def as_received(address: Address) -> SockAddr:

@@ -39,7 +39,7 @@ from stun.sansio import (
     Transmit,
     Undeliverable,
 )
-from stun.sockaddr import cause_of_bind, detail_of, from_sockaddr, is_wildcard, to_sockaddr
+from stun.sockaddr import cause_of_bind, detail_of, from_sockaddr, is_wildcard
 from turn.dataplane.base import Route, RouteKey
 from turn.dataplane.bursts import take_burst
 from turn.dataplane.flows import (
@@ -50,11 +50,11 @@ from turn.dataplane.flows import (
     Relay,
     SockAddr,
     descriptors,
-    set_dont_fragment,
     why,
 )
 from turn.dataplane.mmsg import Inbox
 from turn.dataplane.names import NAME_SIZE, pack_name, unpack_name
+from turn.dataplane.successive import Successive
 from turn.dataplane.wakeups import READY, Events, Wakeups
 
 if TYPE_CHECKING:
@@ -125,7 +125,8 @@ class SocketPlane:
         self._refused: Counter[int] = Counter()
         self._counts: Counter[str] = Counter()
         self._promoted = 0
-        self.received = self.sent = self.to_peers = self.to_clients = 0
+        self._successive = Successive(self._refused)
+        self.received = self.to_peers = self.to_clients = 0
         self._wakeups = Wakeups(core, self._serve, self._by_fd)
 
     def share(self, selector: SharedSelector, fail: Callable[[BaseException], None]) -> None:
@@ -158,6 +159,7 @@ class SocketPlane:
         """Close a socket; say whether there was one."""
         port: Listener | Relay | None
         if (port := self._relays.pop(handle, None)) is not None:
+            self._successive.flush()
             if port.flows:
                 for flow in [*port.flows.values()]:
                     self.remove(flow.route.key)
@@ -522,34 +524,21 @@ class SocketPlane:
     def send(self, transmit: Transmit) -> None:
         """Send, now or at the next :meth:`flush`.  Never raises: what cannot be sent is counted."""
         port = self._from.get(transmit.source)
-        if port is None:
-            self._wildcards.send(transmit)
-            return
-        destination = transmit.destination
-        try:
-            if type(port) is Listener:
-                port.outbox.add(transmit.data, _names(destination))
-                return
-            if transmit.dont_fragment:
-                set_dont_fragment(port.sock, ipv6=destination.is_ipv6, on=True)
-            to = to_sockaddr(destination) if "%" in destination.host else destination
+        if type(port) is Relay:
+            self._successive.add(transmit, port)
+        elif type(port) is Listener:
             try:
-                port.sock.sendto(transmit.data, to)
-            except OSError:
-                # It may be the pending ICMP error of an earlier datagram: this one was not tried.
-                port.sock.sendto(transmit.data, to)
-            finally:
-                if transmit.dont_fragment:
-                    set_dont_fragment(port.sock, ipv6=destination.is_ipv6, on=False)
-        except OSError as error:
-            self._refused[error.errno or 0] += 1
-        except (ValueError, OverflowError) as error:
-            self._counts[f"not sent: {error}"] += 1
+                port.outbox.add(transmit.data, _names(transmit.destination))
+            except OSError as error:
+                self._refused[error.errno or 0] += 1
+            except (ValueError, OverflowError) as error:
+                self._counts[f"not sent: {error}"] += 1
         else:
-            self.sent += 1
+            self._wildcards.send(transmit)
 
     def flush(self) -> None:
         """Send what :meth:`send` has collected."""
+        self._successive.flush()
         for listener in self._listeners.values():
             listener.outbox.flush()
 
@@ -560,13 +549,15 @@ class SocketPlane:
         counts = Counter(self._counts)
         counts.update(self._wildcards.counters())
         counts["datagrams received"] += self.received
-        counts["datagrams sent"] += self.sent + self.to_peers
+        counts["datagrams sent"] += self._successive.sent + self.to_peers
         counts["forwarded to peers"] += self.to_peers
         counts["forwarded to clients"] += self.to_clients
         for listener in self._listeners.values():
             self._count_outbox(counts, listener)
         for code, count in self._refused.items():
             counts[f"not sent: {why(code)}"] += count
+        for words, count in self._successive.faulty.items():
+            counts[f"not sent: {words}"] += count
         return counts
 
     @staticmethod
