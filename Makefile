@@ -5,6 +5,8 @@ BIN    := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 FUZZ_SECONDS ?= 600
 SOAK_SECONDS ?= 600
+# `make bench BENCH=--full` takes half an hour; BENCH='--json FILE' writes down every round.
+BENCH ?=
 # Laboratories mostly wait, and do not meet one another: several at a time.
 LAB_JOBS ?= 4
 

@@ -179,3 +179,23 @@ def test_a_name_cannot_forge_a_line() -> None:
         Journal(logger(form, "info", out)).tell(event)
         assert len(out.getvalue().splitlines()) == 1
         assert "\x1b" not in out.getvalue()
+
+
+@pytest.mark.parametrize("level", ["debug", "info", "warning", "error"])
+def test_what_would_not_be_written_is_not_put_into_words(level: Any) -> None:
+    everything, some = io.StringIO(), io.StringIO()
+    for event, _ in EVENTS.values():
+        Journal(logger("json", level, everything)).tell(event)
+        Journal(logger("json", level, some), level).tell(event)
+
+    def messages(out: io.StringIO) -> list[str]:
+        return [json.loads(line)["message"] for line in out.getvalue().splitlines()]
+
+    assert messages(some) == messages(everything)
+    assert messages(some)
+    if level == "error":
+        unused: Any = None  # whoever used this logger would fail
+        journal = Journal(unused, level)
+        for event, _ in EVENTS.values():
+            if not isinstance(event, CannotServe):
+                journal.tell(event)
