@@ -66,6 +66,7 @@ from stun.outcome import (
     TryAlternate,
     UnknownAttributeResponse,
     error_of,
+    is_hard,
     mapped_address,
 )
 from stun.registry import Class, Method
@@ -418,7 +419,7 @@ class Client:
             self._fail(pending, FailureCause.TRANSPORT, error)
 
     def _undeliverable(self, event: Undeliverable) -> None:
-        if not _is_hard(event):
+        if not is_hard(event):
             return
         text = f"ICMP type {event.icmp_type} code {event.icmp_code} from the way to "
         error = TransportFailed(f"{text}{event.destination}")
@@ -590,19 +591,6 @@ def _same_socket(local: Address, bound: Address) -> bool:
 
 
 _WILDCARDS = frozenset({"0.0.0.0", "::"})  # noqa: S104  (compared, not bound)
-
-# RFC 1122 section 3.2.2.1: protocol and port unreachable are hard, net and host unreachable soft;
-# "fragmentation needed" makes the sender fragment, so the next send may pass.  RFC 1812 section
-# 5.2.7.1 added the administrative ones: a filter that says no will say it again.
-_HARD_IPV4 = frozenset({(3, 2), (3, 3), (3, 9), (3, 10), (3, 13)})
-# RFC 4443 section 3.1: prohibited, port unreachable, failed policy, reject route.
-_HARD_IPV6 = frozenset({(1, 1), (1, 4), (1, 5), (1, 6)})
-
-
-def _is_hard(event: Undeliverable) -> bool:
-    """Whether trying again is in vain (section 6.2.1: "a hard ICMP error")."""
-    hard = _HARD_IPV6 if event.destination.is_ipv6 else _HARD_IPV4
-    return (event.icmp_type, event.icmp_code) in hard
 
 
 def _hex(codes: tuple[int, ...]) -> str:

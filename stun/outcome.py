@@ -19,7 +19,7 @@ from stun.attributes import (
 from stun.errors import DecodeError, Dropped, ErrorResponse, StunError, TransactionError
 from stun.message import Message
 from stun.registry import ErrorCode
-from stun.sansio import Address, Handle
+from stun.sansio import Address, Handle, Undeliverable
 
 _T = TypeVar("_T")
 
@@ -164,3 +164,17 @@ def mapped_address(message: Message) -> Address | None:
         if address is not None:
             return address
     return None
+
+
+# RFC 1122 section 3.2.2.1: protocol and port unreachable are hard, net and host unreachable soft;
+# "fragmentation needed" makes the sender fragment, so the next send may pass.  RFC 1812 section
+# 5.2.7.1 added the administrative ones: a filter that says no will say it again.
+_HARD_IPV4 = frozenset({(3, 2), (3, 3), (3, 9), (3, 10), (3, 13)})
+# RFC 4443 section 3.1: prohibited, port unreachable, failed policy, reject route.
+_HARD_IPV6 = frozenset({(1, 1), (1, 4), (1, 5), (1, 6)})
+
+
+def is_hard(event: Undeliverable) -> bool:
+    """Whether trying again is in vain (RFC 8489 section 6.2.1: "a hard ICMP error")."""
+    hard = _HARD_IPV6 if event.destination.is_ipv6 else _HARD_IPV4
+    return (event.icmp_type, event.icmp_code) in hard
