@@ -1,4 +1,9 @@
-"""Peers that the project did not write, and a server of ours for them to talk to."""
+"""Peers that the project did not write, and a server of ours for them to talk to.
+
+Each worker of a parallel run has a loopback of its own.  The programs here take neighbouring ports
+unasked (turnutils_peer), or ones that their protocol fixes (3479), and a relay hands out ports by
+the hundred: on one loopback the tests of two workers would sooner or later meet.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +23,19 @@ from typing import Any
 
 import pytest
 
+from nattype.lab.kernel.namespaces import CLONE_NEWNET, is_privileged, unshare
 from stun.aio import Driver
 from stun.sansio import Address
 from stun.server import CannotServe, Server, ServerConfig, Started
 from tools.certificate import write_self_signed
 
 PRIMARY, ALTERNATE = "127.0.0.1", "127.0.0.2"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput") and is_privileged():
+        unshare(CLONE_NEWNET)
+        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
 
 
 def _missing(name: str, how: str) -> Any:
