@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -46,15 +46,16 @@ from stun.attributes import (
     USERHASH,
     USERNAME,
     Algorithm,
+    ErrorValue,
 )
-from stun.codec import encode
+from stun.codec import encode, encode_around, encode_attributes
 from stun.credentials import COTURN_MAC_KEY, SUPPORTED_ALGORITHMS, Integrity
 from stun.errors import DecodeError, StunError
 from stun.integrity import check_integrity, check_integrity_sha256
 from stun.mac import hmac_sha256
 from stun.message import Message
 from stun.nonce import COOKIE_LENGTH, NonceMaker, NonceState, nonce_cookie, parse_cookie
-from stun.registry import ErrorCode, PasswordAlgorithm, SecurityFeature
+from stun.registry import Class, ErrorCode, PasswordAlgorithm, SecurityFeature
 from stun.sansio import SECOND, Address, Instant
 from stun.users import (
     AnyOf,
@@ -113,6 +114,7 @@ def _session_keys(mac_key: bytes) -> tuple[bytes, ...]:
     return mac_key, mac_key[:COTURN_MAC_KEY]
 
 
+_Place: TypeAlias = tuple[str, PasswordAlgorithm, bool]
 _Check: TypeAlias = Callable[[Message, bytes], bool | None]
 
 
@@ -170,6 +172,13 @@ class Accepted:
         return encode(response, key=self.key, fingerprint=fingerprint)
 
 
+def _error_octets(code: int, reason: str) -> bytes:
+    if not reason:
+        # ERROR-CODE puts in a phrase where there is none; here its absence is what is wanted.
+        return bytes((0, 0, *divmod(code, 100)))
+    return ERROR_CODE.to_octets(ErrorValue(code, reason))
+
+
 @dataclass(frozen=True, slots=True)
 class Rejected:
     """The request is answered with this error.
@@ -185,12 +194,14 @@ class Rejected:
 
     def response(self, request: Message) -> Message:
         """Make the error response."""
-        response = Message.error(request, self.code, self.reason)
-        if not self.reason:
-            # Attributes put in a phrase where there is none; here its absence is what is wanted.
-            response.attributes = [(ERROR_CODE.code, bytes((0, 0, *divmod(self.code, 100))))]
-        response.attributes.extend(self.attributes)
-        return response
+        number = (ERROR_CODE.code, _error_octets(self.code, self.reason))
+        return Message(
+            request.method,
+            Class.ERROR,
+            request.transaction_id,
+            [number, *self.attributes],
+            request.cookie,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,10 +272,13 @@ class Authenticator:
             server = THIRD_PARTY_AUTHORIZATION.pack(tokens.server_name, unused)
             after_nonce.append((THIRD_PARTY_AUTHORIZATION.code, server))
         self._after_first_nonce = tuple(after_nonce)
+        number = (ERROR_CODE.code, _error_octets(_UNAUTHENTICATED, self._phrase(_UNAUTHENTICATED)))
+        self._before_nonce = encode_attributes([number, self._realm_octets])
+        self._behind_nonce = encode_attributes(after_nonce)
         # What a request of an unknown user is measured against, so that it takes as long.
         self._decoy_key = hmac_sha256(nonces.secrets[0], b"no such user")
         self._decoy = Password(self._decoy_key.hex())
-        self._proven: OrderedDict[tuple[str, int, bool], tuple[Secret, bytes]] = OrderedDict()
+        self._proven: OrderedDict[_Place, tuple[Secret, Accepted]] = OrderedDict()
 
     @property
     def realm(self) -> str:
@@ -302,6 +316,17 @@ class Authenticator:
         attributes = (self._realm_octets, (_NONCE, nonce), *rest)
         phrase = self._phrase(code) if self._reason is None else self._reason
         return Rejected(code, phrase, attributes, detail)
+
+    def answer_stranger(
+        self, request: Message, source: Address, now: Instant, *, fingerprint: bool = False
+    ) -> bytes:
+        """Return the octets of the :meth:`challenge` to a request without credentials.
+
+        It is what a server under load sends most, and only the nonce differs.
+        """
+        nonce = self._nonces.make_with(self._cookie, source, self._unix_time(now))
+        attributes = self._before_nonce + encode_attributes([(_NONCE, nonce)]) + self._behind_nonce
+        return encode_around(request, Class.ERROR, attributes, fingerprint=fingerprint)
 
     def _phrase(self, code: ErrorCode) -> str:
         return code.label if self._reason is None else self._reason
@@ -353,8 +378,11 @@ class Authenticator:
         check = check_integrity_sha256 if sha256 else check_integrity
         unix_time = self._unix_time(now)
         name: str | Gap | None
-        key: bytes | Gap | None
-        token, expires, detail = "", None, "no such user, or another password"
+        proven: Accepted | Gap | None
+        # "the MESSAGE-INTEGRITY-SHA256 attribute [...] unless the request was processed as though
+        # PASSWORD-ALGORITHM was MD5 (because the request contained neither)".
+        integrity = _SHA256_PROOF if modern else _SHA1_PROOF
+        detail = "no such user, or another password"
         if named is not None:
             name = USERNAME.from_octets(named)
         else:
@@ -369,45 +397,40 @@ class Authenticator:
                 grant = self._tokens.redeem(name, found[_ACCESS_TOKEN], unix_time)
             except StunError as refused:
                 return self.challenge(source, now, detail=str(refused))
-            key = next((k for k in _session_keys(grant.mac_key) if check(request, k)), None)
-            token, expires = grant.name, now + (grant.expires - unix_time) * SECOND
+            key = next((k for k in _session_keys(grant.mac_key) if check(request, k)), b"")
+            expires = now + (grant.expires - unix_time) * SECOND
+            proven = Accepted(name, key, algorithm, integrity, grant.name, expires) if key else None
             detail = "the proof was not made with the key of its access token"
         elif session is not None and session.token and session.username == name:
-            token, expires = session.token, session.expires
-            if expires is not None and expires <= now:
+            if session.expires is not None and session.expires <= now:
                 return self.challenge(source, now, detail="the access token has expired")
-            key = session.key if check(request, session.key) else None
+            proven = None
+            if check(request, session.key):
+                proven = replace(session, algorithm=algorithm, integrity=integrity)
             detail = "the proof was not made with the key of the last access token"
         elif isinstance(name, Gap):
-            key = name
+            proven = name
         else:
-            key = self._find_key(request, check, name, (algorithm, modern), unix_time)
-        if key is None:
+            proven = self._find(request, check, name, (algorithm, modern), unix_time)
+        if proven is None:
             return self.challenge(source, now, detail=detail)
         if self._nonces.check(nonce, source, unix_time) is not NonceState.VALID:
             return self.challenge(source, now, _STALE_NONCE)
-        if isinstance(key, Gap):
+        if isinstance(proven, Gap):
             # Only here, behind the nonce: who has one of ours is really at its address, so nobody
             # can have the database asked in a stranger's name.
-            return self._unanswered(key, name, found)
-        assert isinstance(name, str), "a key was found without a user"
-        # "the MESSAGE-INTEGRITY-SHA256 attribute [...] unless the request was processed as though
-        # PASSWORD-ALGORITHM was MD5 (because the request contained neither)".
-        integrity = _SHA256_PROOF if modern else _SHA1_PROOF
-        person = ""
-        if not token and isinstance(self._proven[name, algorithm, modern][0], SharedSecret):
-            person = name.partition(":")[2]
-        return Accepted(name, key, algorithm, integrity, token, expires, person)
+            return self._unanswered(proven, name, found)
+        return proven
 
-    def _find_key(
+    def _find(
         self,
         request: Message,
         check: _Check,
         name: str | None,
         kind: tuple[PasswordAlgorithm, bool],
         unix_time: int,
-    ) -> bytes | Gap | None:
-        """Return the key that the request was proved with, if it is one of the user's."""
+    ) -> Accepted | Gap | None:
+        """Return as what the request was proved, if the key is one of the user's."""
         algorithm, modern = kind
         secrets = () if name is None else self._users.secrets(name, unix_time)
         name = name or ""
@@ -416,10 +439,10 @@ class Authenticator:
         tried: list[bytes] = []
         # The store was asked first: whose password was changed is not let in by an old key.
         if known is not None and known[0] in secrets:
-            if check(request, known[1]):
+            if check(request, known[1].key):
                 self._proven.move_to_end(place)
                 return known[1]
-            tried.append(known[1])
+            tried.append(known[1].key)
         gap = None
         derived = False
         for secret in secrets:
@@ -430,8 +453,7 @@ class Authenticator:
                 if key in tried:
                     continue
                 if check(request, key):
-                    self._keep(place, secret, key)
-                    return key
+                    return self._keep(place, secret, key)
                 tried.append(key)
             derived = derived or not isinstance(secret, StoredKeys)
         # As long as for a user who has a password, which may give two keys.
@@ -441,11 +463,16 @@ class Authenticator:
             check(request, self._decoy_key)
         return gap
 
-    def _keep(self, place: tuple[str, int, bool], secret: Secret, key: bytes) -> None:
-        self._proven[place] = (secret, key)
+    def _keep(self, place: _Place, secret: Secret, key: bytes) -> Accepted:
+        name, algorithm, modern = place
+        integrity = _SHA256_PROOF if modern else _SHA1_PROOF
+        person = name.partition(":")[2] if isinstance(secret, SharedSecret) else ""
+        accepted = Accepted(name, key, algorithm, integrity, person=person)
+        self._proven[place] = (secret, accepted)
         self._proven.move_to_end(place)
         if len(self._proven) > KEYS_KEPT:
             self._proven.popitem(last=False)
+        return accepted
 
     def _unanswered(self, gap: Gap, name: str | Gap | None, found: dict[int, bytes]) -> Outcome:
         if gap is Gap.NOT_YET:

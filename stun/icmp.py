@@ -45,10 +45,16 @@ class IcmpError(NamedTuple):
     """The MTU, where the message says one (:attr:`stun.sansio.Undeliverable.info`), else 0."""
 
 
-def keep_errors(sock: socket.socket, *, keep: bool = True) -> None:
-    """Have the kernel keep ICMP errors for ``sock``; nothing happens where it cannot."""
+def keep_errors(
+    sock: socket.socket, *, keep: bool = True, family: socket.AddressFamily | None = None
+) -> None:
+    """Have the kernel keep ICMP errors for ``sock``; nothing happens where it cannot.
+
+    ``family``: that of the socket, for whoever knows it: asking takes longer than the system call.
+    """
     if _LINUX:
-        sock.setsockopt(*_OPTION[sock.family], int(keep))
+        level, option = _OPTION[sock.family if family is None else family]
+        sock.setsockopt(level, option, int(keep))
 
 
 def read_errors(sock: socket.socket) -> list[IcmpError]:

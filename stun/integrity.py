@@ -23,11 +23,12 @@ _FINGERPRINT = int(AttributeType.FINGERPRINT)
 _unpack_tlv = TLV.struct.unpack_from
 
 
-def _find(wire: bytes, wanted: int) -> tuple[int, int] | None:
+def _find(message: Message, wanted: int) -> tuple[int, int] | None:
     """Return offset and length of the first such attribute.  Decoding has checked the lengths."""
+    wire = message.wire
     if not wire:
         raise UsageError("this message was not received: there is nothing to verify")
-    offset = HEADER_SIZE
+    offset = HEADER_SIZE if wanted == _FINGERPRINT else message.proof_at or HEADER_SIZE
     while offset < len(wire):
         code, count = _unpack_tlv(wire, offset)
         if code == wanted:
@@ -51,7 +52,7 @@ def check_integrity(message: Message, key: bytes) -> bool | None:
 
     Compares in constant time.
     """
-    found = _find(message.wire, _MI)
+    found = _find(message, _MI)
     if found is None:
         return None
     offset, count = found
@@ -69,7 +70,7 @@ def check_integrity_sha256(message: Message, key: bytes, *, minimum: int = 32) -
     """
     if not 16 <= minimum <= 32:
         raise UsageError(f"at least {minimum} octets: RFC 8489 section 14.6 allows 16 to 32")
-    found = _find(message.wire, _MI_SHA256)
+    found = _find(message, _MI_SHA256)
     if found is None:
         return None
     offset, count = found
@@ -86,7 +87,7 @@ def check_fingerprint(message: Message) -> bool | None:
     One that is not the last attribute does not: it "MUST be the last attribute in the message".
     """
     wire = message.wire
-    found = _find(wire, _FINGERPRINT)
+    found = _find(message, _FINGERPRINT)
     if found is None:
         return None
     offset, count = found

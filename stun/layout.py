@@ -42,18 +42,15 @@ class Field(NamedTuple):
 class Layout:
     """A sequence of fields of fixed width, and the section that defines it."""
 
-    __slots__ = ("fields", "name", "section", "struct")
+    __slots__ = ("fields", "name", "section", "size", "struct")
 
     def __init__(self, name: str, section: str, *fields: Field) -> None:
         self.name = name
         self.section = section
         self.fields = fields
         self.struct = struct.Struct(">" + "".join(field.format for field in fields))
-
-    @property
-    def size(self) -> int:
+        self.size = self.struct.size
         """Octets of the whole."""
-        return self.struct.size
 
     def __repr__(self) -> str:
         return f"<Layout {self.name}: {self.struct.format}>"

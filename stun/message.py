@@ -32,6 +32,8 @@ class Message:
     transaction id here, and want it back."""
     wire: bytes = field(default=b"", repr=False, compare=False)
     """The message as received, for the proofs that are computed over it; empty if made here."""
+    proof_at: int = field(default=0, repr=False, compare=False)
+    """Where in ``wire`` the first proof is that covers the whole message before it; 0: nowhere."""
 
     def get(self, attribute: Attribute[T]) -> T | None:
         """Return the value of the first such attribute, ``None`` if there is none.

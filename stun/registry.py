@@ -265,11 +265,10 @@ class ErrorCode(OpenEnum):
 
 def default_reason(code: int) -> str:
     """Return the reason phrase that the tables have for an error code, or an empty string."""
-    try:
-        known = ErrorCode.make(code)
-    except ValueError:
-        return ""
-    return known.label if known.is_known else ""
+    return _REASONS.get(code, "")
+
+
+_REASONS = {int(code): code.label for code in ErrorCode}
 
 
 class PasswordAlgorithm(OpenEnum):

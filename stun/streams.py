@@ -128,6 +128,8 @@ class Streams:
 
     def deadline(self) -> Instant | None:
         """Say when :meth:`on_time` is to be called, or ``None``."""
+        if not (self._entering or self._leaving or self._paused):
+            return None
         tables = (self._entering, self._leaving, self._paused)
         return min((next(iter(table.values())) for table in tables if table), default=None)
 

@@ -238,6 +238,7 @@ def summary(board: Board, how: str, seconds: float, console: Console) -> bool:
             "the whole report, behind a NAT of your choice",
         ),
         ("natlab kinds", "every kind there is"),
+        ("turnd", "the relay for those who cannot meet, with a user made up for you"),
     ):
         console.print(Text(f"  {folder}/{command}").append(f"   {what}", "dim"), soft_wrap=True)
     return not wrong

@@ -113,24 +113,26 @@ class Flag(Attribute[bool]):
 class Number(Attribute[int]):
     """An unsigned number, perhaps among reserved octets."""
 
-    __slots__ = ("layout",)
+    __slots__ = ("_pack", "_unpack", "layout")
 
     def __init__(self, entry: AttributeType, layout: Layout) -> None:
         super().__init__(entry)
         self.layout = layout
+        self._pack, self._unpack = layout.struct.pack, layout.struct.unpack
 
     def to_octets(self, value: int) -> bytes:
         """Return the number in network byte order."""
         try:
-            return self.layout.struct.pack(value)
+            return self._pack(value)
         except struct.error:
             raise self.misused(f"{value!r} does not fit") from None
 
     def from_octets(self, value: bytes) -> int:
         """Return the number."""
-        if len(value) != self.layout.size:
-            raise self.malformed(0, f"{len(value)} octets, not {self.layout.size}")
-        number: int = self.layout.struct.unpack(value)[0]
+        try:
+            number: int = self._unpack(value)[0]
+        except struct.error:
+            raise self.malformed(0, f"{len(value)} octets, not {self.layout.size}") from None
         return number
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import os
 import socket
@@ -48,13 +49,17 @@ def default_path(environment: Mapping[str, str] = os.environ) -> Path:
     """
     if path := environment.get("TURND_ADMIN_SOCKET"):
         return Path(path)
+    return _runtime_directory(environment) / "turnd.sock"
+
+
+def _runtime_directory(environment: Mapping[str, str]) -> Path:
     if directory := environment.get("RUNTIME_DIRECTORY"):
-        return Path(directory.partition(":")[0]) / "turnd.sock"
+        return Path(directory.partition(":")[0])
     if os.geteuid() == 0:
-        return Path("/run/turnd/turnd.sock")
+        return Path("/run/turnd")
     if directory := environment.get("XDG_RUNTIME_DIR"):
-        return Path(directory) / "turnd.sock"
-    return Path(f"/tmp/turnd-{os.geteuid()}") / "turnd.sock"  # noqa: S108  (its mode is checked)
+        return Path(directory)
+    return Path(f"/tmp/turnd-{os.geteuid()}")  # noqa: S108  (its owner is checked)
 
 
 class AdminSocket:
@@ -92,12 +97,14 @@ class AdminSocket:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._server is not None:
-            await self._visits.close(self._server)
+        # First of all, so that nobody new comes, and so that who closes this need not wait for
+        # those who are being answered to have the place free.
         with contextlib.suppress(OSError):
             # A later turnd may have put its own socket here.
             if self.path.stat().st_ino == self._inode:
                 self.path.unlink()
+        if self._server is not None:
+            await self._visits.close(self._server)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         answer = await self._answer(reader)
@@ -125,6 +132,48 @@ class AdminSocket:
             return _error(str(error))
 
 
+class Signpost:
+    """A link by which the commands of ``turnd --config FILE`` find the turnd that runs by FILE.
+
+    Without it no command could have turnd read a FILE that names another admin socket than before:
+    it would look for turnd at that one already.  The link is kept where the default socket would
+    be, one for each configuration; it stands in for a socket where nobody answers.
+    """
+
+    def __init__(self, config: Path, environment: Mapping[str, str] = os.environ) -> None:
+        # As it is called: the file behind a symbolic link may be another one after an update.
+        called = hashlib.blake2b(os.fsencode(config.absolute()), digest_size=8)
+        self._link = _runtime_directory(environment) / f"{called.hexdigest()}.config"
+        self._target: Path | None = None
+
+    def point_to(self, socket: Path) -> None:
+        """Lead to a turnd's socket from now on; where that cannot be had, turnd can do without."""
+        self._target = socket.absolute()
+        with contextlib.suppress(OSError, UsageError):
+            _make_directory(self._link.parent)
+            beside = self._link.with_suffix(f".{os.getpid()}")
+            beside.unlink(missing_ok=True)
+            beside.symlink_to(self._target)
+            beside.replace(self._link)
+
+    def remove(self) -> None:
+        """Lead nowhere, unless another turnd of the same configuration has its socket here."""
+        with contextlib.suppress(OSError):
+            if self._link.readlink() == self._target:
+                self._link.unlink()
+
+    def follow(self, named: Path) -> Path:
+        """Return where to ask: at the socket ``named``, or where the link leads if it is dead."""
+        with contextlib.suppress(OSError):
+            if not _answers(named):
+                owner, user = self._link.lstat().st_uid, os.geteuid()
+                found = self._link.readlink()
+                # Not by somebody else's link: it could be in a place where anybody may write.
+                if (owner in {0, user} or user == 0) and _answers(found):
+                    return found
+        return named
+
+
 def _error(text: str) -> dict[str, Any]:
     return {"ok": False, "error": text}
 
@@ -143,17 +192,23 @@ def _remove_stale(path: Path) -> None:
     """Remove the socket of a turnd that is no more; raise if one answers there."""
     if not stat.S_ISSOCK(path.lstat().st_mode):
         raise UsageError(f"{path} is there and is no socket; it is left alone")
+    if _answers(path):
+        raise UsageError(
+            f"another turnd runs with the admin socket {path}; "
+            "stop it, or give this one another with --admin-socket"
+        )
+    path.unlink(missing_ok=True)
+
+
+def _answers(path: Path) -> bool:
+    """Whether somebody listens at a socket; raises ``OSError`` if that cannot be told."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1)
         try:
             probe.connect(str(path))
         except (ConnectionRefusedError, FileNotFoundError):
-            path.unlink(missing_ok=True)
-            return
-    raise UsageError(
-        f"another turnd runs with the admin socket {path}; "
-        "stop it, or give this one another with --admin-socket"
-    )
+            return False
+    return True
 
 
 def ask(path: Path, command: str, *, timeout: float = 60.0, **arguments: Any) -> Any:

@@ -286,7 +286,8 @@ def _serve(given: Given) -> int:
     from turn.daemon.service import Turnd
 
     async def serve() -> None:
-        await Turnd(given.load, on_ready=_announce, version=version()).run()
+        running = Turnd(given.load, config=given.path, on_ready=_announce, version=version())
+        await running.run()
 
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         runner.run(serve())
@@ -479,7 +480,10 @@ def _know_socket(ctx: click.Context, given: Given) -> None:
     """Let those commands find the admin socket that the options before them name."""
     socket = given.given.get("admin_socket")
     if socket is None and given.path is not None:
-        socket = given.load().admin.socket
+        from turn.daemon.admin import Signpost, default_path
+
+        # The file may name another one since turnd has read it, or none.
+        socket = Signpost(given.path).follow(given.load().admin.socket or default_path())
     if socket:
         ctx.default_map = {str(command.name): {"socket": str(socket)} for command in COMMANDS}
 

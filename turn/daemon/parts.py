@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from stun.errors import UsageError
 from stun.nonce import NonceMaker
-from turn.daemon.admin import AdminSocket, default_path
+from turn.daemon.admin import AdminSocket, Signpost, default_path
 from turn.daemon.metrics import MetricsServer, Source, registry
 from turn.daemon.operations import Operated, commands
 from turn.daemon.settings import Settings
@@ -35,6 +35,10 @@ class Host(Operated, Source, Protocol):
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Have something done beside the server; its failure ends turnd."""
+        ...
+
+    def unix_time(self) -> int:
+        """Return the seconds since 1970, as the server machine has them."""
         ...
 
     def found(self, lookup: LookUp) -> None:
@@ -92,6 +96,7 @@ class Part:
         self.loader: Loader | None = None
         self.users: CachedUsers | None = None
         self.url = ""
+        self.socket: AdminSocket | None = None
 
     @property
     def words(self) -> str:
@@ -102,10 +107,11 @@ class Part:
 
 
 class Parts:
-    """The parts of one turnd."""
+    """The parts of one turnd, which runs by the file ``config``, if by any."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, config: Path | None = None) -> None:
         self._host = host
+        self._signpost = None if config is None else Signpost(config)
         self._open: dict[str, Part] = {}
         self._next: dict[str, Part] = {}
         self._openers = {
@@ -171,10 +177,22 @@ class Parts:
         ]
         self._open |= self._next
         self._next = {}
+        self._show_the_way()
         return replaced
+
+    def _show_the_way(self) -> None:
+        if self._signpost is None:
+            return
+        admin = self._open.get("admin")
+        if admin is not None and admin.socket is not None:
+            self._signpost.point_to(admin.socket.path)
+        else:
+            self._signpost.remove()
 
     async def close(self) -> None:
         """Close everything."""
+        if self._signpost is not None:
+            self._signpost.remove()
         await self.abandon()
         parts, self._open = self._open, {}
         for part in reversed(parts.values()):
@@ -191,7 +209,14 @@ class Parts:
         backend = open_backend(url, settings.realm)
         users = CachedUsers()
         health = Health(host.database_state)
-        loader = Loader(users, backend, host.found, report=health.of("users"), complain=host.warn)
+        loader = Loader(
+            users,
+            backend,
+            host.found,
+            report=health.of("users"),
+            complain=host.warn,
+            clock=host.unix_time,
+        )
         part.stack.push_async_callback(loader.close)
         # A database that is named wrongly must not be found out by the first client.
         await backend.changed()
@@ -222,7 +247,7 @@ class Parts:
         assert path is not None
         socket = AdminSocket(path, commands(self._host))
         try:
-            await part.stack.enter_async_context(socket)
+            part.socket = await part.stack.enter_async_context(socket)
         except UsageError as error:
             # Nobody asked for it by name: turnd can do without.
             if settings.admin.socket is not None:

@@ -42,6 +42,8 @@ DEFAULT_SECURE_LISTENERS: Final = (
     ListenUrl(Transport.DTLS, EVERY_HOST, Transport.DTLS.default_port),
     ListenUrl(Transport.TLS, EVERY_HOST, Transport.TLS.default_port),
 )
+SPARES: Final = 4
+"""Sockets kept open for the next clients: as many as are likely to come at once."""
 LONGEST_FREE_REALM: Final = 24
 """Octets of a realm with which a 401 stays within 100 octets."""
 
@@ -118,6 +120,7 @@ def make_plan(
         anonymous=settings.auth.anonymous,
         sha256=settings.auth.sha256,
         idle=settings.idle * SECOND,
+        spares=SPARES,
         offload=True,
     )
     return Plan(config, _proxies(places), frozenset(passing), tuple(warnings))

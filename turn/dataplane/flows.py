@@ -67,7 +67,7 @@ def open_socket(local: Address) -> socket.socket:
         if family == socket.AF_INET6:
             # One family a socket: a mapped address never reaches a machine.
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        keep_errors(sock)
+        keep_errors(sock, family=family)
     except BaseException:
         sock.close()
         raise

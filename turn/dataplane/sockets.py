@@ -19,7 +19,6 @@ from __future__ import annotations
 import socket
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from mmap import mmap
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -75,7 +74,6 @@ at that moment may be queued a little later.
 _BARE = bytes.fromhex("0001 0000 2112 a442")
 _BARE_SIZE = 20
 _NAME_V4 = 14
-_names = lru_cache(512)(pack_name)
 
 
 class Bindings(Protocol):
@@ -527,14 +525,24 @@ class SocketPlane:
         if type(port) is Relay:
             self._successive.add(transmit, port)
         elif type(port) is Listener:
+            self._answer_one(transmit, port)
+        else:
+            self._wildcards.send(transmit)
+
+    def _answer_one(self, transmit: Transmit, listener: Listener) -> None:
+        """Send at once: the client waits, and what the machine does next need not hold it up."""
+        destination = transmit.destination
+        try:
+            listener.sock.sendto(transmit.data, destination)
+            listener.outbox.sent += 1
+        except (OSError, ValueError, OverflowError):
+            # A pending ICMP error, say: it is tried again with what waits, and counted there.
             try:
-                port.outbox.add(transmit.data, _names(transmit.destination))
+                listener.outbox.add(transmit.data, pack_name(destination))
             except OSError as error:
                 self._refused[error.errno or 0] += 1
             except (ValueError, OverflowError) as error:
                 self._counts[f"not sent: {error}"] += 1
-        else:
-            self._wildcards.send(transmit)
 
     def flush(self) -> None:
         """Send what :meth:`send` has collected."""

@@ -50,6 +50,7 @@ from turn.server.lifetimes import Lifetimes
 from turn.server.mobility import Tickets
 from turn.server.policy import tunnel_of
 from turn.server.quota import Refusal
+from turn.server.spares import Spares
 
 T = TypeVar("T")
 
@@ -59,6 +60,18 @@ TCP: Final = 6
 COTURN_ADDITIONAL: Final = 0x8032
 """What coturn and its clients have for ADDITIONAL-ADDRESS-FAMILY, of the time before it had a
 number (0x8000).  IANA has given it to nothing."""
+_OPTIONS = frozenset(
+    {
+        EVEN_PORT.code,
+        RESERVATION_TOKEN.code,
+        REQUESTED_ADDRESS_FAMILY.code,
+        ADDITIONAL_ADDRESS_FAMILY.code,
+        COTURN_ADDITIONAL,
+        DONT_FRAGMENT.code,
+        MOBILITY_TICKET.code,
+    }
+)
+"""What an Allocate may ask for beyond an address and a lifetime."""
 ATTEMPTS: Final = 8
 """Ports that are tried for one relayed transport address."""
 RESERVED_FOR: Final = 30 * SECOND
@@ -139,6 +152,7 @@ class Allocator:
         self._core = core
         self._lifetimes = lifetimes
         self._tickets = tickets
+        self.spares = Spares(core)
         self._openings: dict[FlowKey, _Opening] = {}
         self._slots: dict[Handle, tuple[_Opening, _Slot]] = {}
         self._reservations: dict[bytes, Reservation] = {}
@@ -184,7 +198,6 @@ class Allocator:
         tunnel = tunnel_of(flow.client.host)
         if tunnel:
             raise Refused(ErrorCode.FORBIDDEN, f"from a {tunnel} address")
-        # Most requests have few of these, and what is absent need not be searched for.
         present = request.present
 
         def optional(attribute: Attribute[T]) -> T | None:
@@ -198,6 +211,10 @@ class Allocator:
                 ErrorCode.UNSUPPORTED_TRANSPORT_PROTOCOL, f"REQUESTED-TRANSPORT {protocol}"
             )
         wish.tcp = protocol == TCP
+        if protocol == UDP and _OPTIONS.isdisjoint(present):  # as most requests are
+            wish.lifetime = granted(config, optional(LIFETIME), request, now)
+            wish.families = [self._served(Family.IPV4)]
+            return wish
         even, token = optional(EVEN_PORT), optional(RESERVATION_TOKEN)
         asked, added = optional(REQUESTED_ADDRESS_FAMILY), optional(ADDITIONAL_ADDRESS_FAMILY)
         if added is None and COTURN_ADDITIONAL in present:
@@ -239,13 +256,13 @@ class Allocator:
             missing = [family for family, places in hosts.items() if not places]
             wish.unserved = missing[0] if missing else None
         else:
-            family = Family.IPV4 if asked is None else asked
-            if not hosts.get(family):
-                raise Refused(
-                    ErrorCode.ADDRESS_FAMILY_NOT_SUPPORTED, f"address family {family:#04x}"
-                )
-            wish.families = [family]
+            wish.families = [self._served(Family.IPV4 if asked is None else asked)]
         return wish
+
+    def _served(self, family: int) -> int:
+        if not self._core.hosts.get(family):
+            raise Refused(ErrorCode.ADDRESS_FAMILY_NOT_SUPPORTED, f"address family {family:#04x}")
+        return family
 
     def _examine_mobility(self, ticket: bytes | None) -> bool:
         # RFC 8016 section 3.1.2.
@@ -323,6 +340,10 @@ class Allocator:
         core, wish = self._core, opening.wish
         while slot.places:
             place = slot.places[0]
+            if not wish.even and not wish.tcp and (spare := self.spares.take(place)) is not None:
+                slot.relay = Relay(*spare, place)
+                core.add_relay(slot.relay)
+                return
             following: int | None = None
             if wish.reserve:
                 pair = core.ports.pick_pair(place.local, now)
@@ -365,8 +386,8 @@ class Allocator:
         opening.slots.append(slot)
 
     def owns(self, handle: Handle) -> bool:
-        """Whether a socket is one of those being opened."""
-        return handle in self._slots
+        """Whether a socket is one of those that are no allocation's yet."""
+        return handle in self._slots or self.spares.owns(handle)
 
     def is_opening(self, key: FlowKey) -> bool:
         """Whether an Allocate request of a five-tuple is not answered yet."""
@@ -374,6 +395,8 @@ class Allocator:
 
     def opened(self, event: Opened, now: Instant) -> None:
         """Take note that a port is open."""
+        if self.spares.opened(event):
+            return
         opening, slot = self._slots.pop(event.handle)
         slot.relay = Relay(event.handle, event.local, slot.places[0], tcp=opening.wish.tcp)
         self._core.add_relay(slot.relay)
@@ -382,6 +405,9 @@ class Allocator:
     def closed(self, event: Closed, now: Instant) -> None:
         """Take note that a port could not be had, and try another."""
         core = self._core
+        if event.handle not in self._slots:
+            self.spares.closed(event, now)
+            return
         opening, slot = self._slots.pop(event.handle)
         host, port = slot.local
         if event.cause is Cause.ADDRESS_IN_USE:
@@ -466,9 +492,13 @@ class Allocator:
             response.add(ADDRESS_ERROR_CODE, AddressError(family, code, ""))
         if wish.mobile:
             response.add(MOBILITY_TICKET, self._tickets.issue(allocation))
+        # The answer first: what is queued behind it is done when it is on the way.
+        core.answer(request, response, now)
         self._lifetimes.begin(allocation, now)
         core.metrics.allocate_latency.add(now - opening.since)
-        core.answer(request, response, now)
+        if not wish.tcp:
+            for relay in relays:
+                self.spares.want(relay.place, now)
 
     # Reservations. --------------------------------------------------------------------------------
 
@@ -519,6 +549,7 @@ class Allocator:
 
     def drain(self, now: Instant) -> None:
         """Refuse what is being opened: it would be a new allocation."""
+        self.spares.stop()
         for opening in list(self._openings.values()):
             self._give_up_opening(opening, DRAINING, now)
 
@@ -535,6 +566,7 @@ class Allocator:
 
     def stop(self) -> None:
         """Forget everything that is not an allocation yet."""
+        self.spares.stop()
         for opening in list(self._openings.values()):
             self.abort(opening.request.flow)
         for reservation in list(self._reservations.values()):

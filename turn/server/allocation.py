@@ -166,7 +166,7 @@ class Allocation:
         """Whether it relays TCP connections (RFC 6062) instead of datagrams."""
         self.meter = meter
         self.created = created
-        self.expires = max(relay.expires for relay in relays)
+        self.expires = max([relay.expires for relay in relays])
         self.permissions: dict[str, Instant] = {}
         """When the permission for a peer's host ends."""
         self.channels: dict[int, Channel] = {}

@@ -99,5 +99,7 @@ class ServerConfig:
     """Offer PASSWORD-ALGORITHMS with SHA-256 in challenges (RFC 8489 section 9.2.1)."""
     idle: int = 60 * SECOND
     """A connection without an allocation is closed after this long without a request."""
+    spares: int = 0
+    """Relayed transport addresses that are kept open for the next clients."""
     offload: bool = False
     """Queue :class:`turn.dataplane.base.InstallRoute` for a data plane."""

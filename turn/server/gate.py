@@ -10,9 +10,10 @@ must be asked and the request waits.  Nothing is remembered of a source that has
   whose nonce shows that their source is real.  A place among them stays taken when the client
   leaves, as the question that it stands for is still being asked.
 
-Whoever has waited in vain over UDP or DTLS asks again, for there requests are retransmitted (RFC
-8489 section 6.2.1).  Over TCP and TLS "there are no retransmissions at the STUN protocol level"
-(section 6.2.2), so there the request gets a 500 (Server Error).
+Whoever has waited in vain or was over the limit over UDP or DTLS asks again, for there requests are
+retransmitted (RFC 8489 section 6.2.1).  Over TCP and TLS "there are no retransmissions at the STUN
+protocol level" (section 6.2.2), and a client would wait for 39.5 seconds; so there the request gets
+a 500 (Server Error).
 
 Whoever can prove itself is not held back by either: an honest client's first request draws a 401 of
 about its own length, the second one is authentic.
@@ -23,7 +24,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from typing import Final, NamedTuple
 
-from stun.attributes import MESSAGE_INTEGRITY, MESSAGE_INTEGRITY_SHA256, host_octets
+from stun.attributes import host_octets
 from stun.auth_server import Accepted as Authentic
 from stun.auth_server import Authenticator, Deferred, Rejected
 from stun.codec import encode
@@ -52,9 +53,9 @@ LONGEST_ANSWER: Final = 128
 PATIENCE: Final = 3 * SECOND
 """How long they do.  Over UDP and DTLS their clients have asked again by then."""
 
-_PROOFS = frozenset({MESSAGE_INTEGRITY.code, MESSAGE_INTEGRITY_SHA256.code})
 _NO_ANSWER = Rejected(ErrorCode.SERVER_ERROR, "", detail="the user store did not answer in time")
 _NO_ROOM = Rejected(ErrorCode.SERVER_ERROR, "", detail="too many requests wait for the user store")
+_TOO_MANY = Rejected(ErrorCode.SERVER_ERROR, "", detail="too many unproven requests of a client")
 _OUTCOMES = {
     ErrorCode.UNAUTHENTICATED: "rejected",
     ErrorCode.STALE_NONCE: "stale",
@@ -115,7 +116,9 @@ class Gate:
         )
         """Octets that unproven sources may have; Binding answers are paid from it as well."""
         rate = limits.requests_per_second_per_client
-        self._limiter = PrefixLimiter(rate, rate, entropy=entropy)
+        self._limiter, self._connected = (
+            PrefixLimiter(rate, rate, entropy=entropy) for _ in range(2)
+        )
 
     def reconfigure(self, config: ServerConfig, users: UserStore) -> None:
         """Go on with another realm, other users or other limits."""
@@ -130,11 +133,18 @@ class Gate:
 
     # Answers to the unproven. ---------------------------------------------------------------------
 
-    def may_answer(self, flow: Flow, now: Instant) -> bool:
-        """Say whether one more request of an unproven client is looked at."""
-        if self._limiter.allow(host_octets(flow.client.host)[:8], now):
+    def may_answer(self, message: Message, flow: Flow, now: Instant) -> bool:
+        """Say whether one more request of an unproven client is looked at.
+
+        Connections have a budget of their own: it cannot be used up from forged sources.
+        """
+        limiter = self._connected if flow.connection else self._limiter
+        if limiter.allow(host_octets(flow.client.host)[:8], now):
             return True
-        self._core.drop(DropReason.RATE_LIMITED)
+        if flow.is_stream:
+            self._reject(_TOO_MANY, message, flow, now, told=True)
+        else:
+            self._core.drop(DropReason.RATE_LIMITED)
         return False
 
     def may_send(self, flow: Flow, came_in: int, goes_out: int, now: Instant) -> bool:
@@ -157,11 +167,14 @@ class Gate:
     ) -> Authentic | None:
         """Return the proof of who sent a request; without one it has been answered or waits."""
         metrics = self._core.metrics
-        if _PROOFS.isdisjoint(dict(message.attributes)):
+        if not message.proof_at:
             metrics.authentication["challenged"] += 1
-            if self.may_answer(flow, now):
-                rejected = self._authenticator.challenge(flow.client, now)
-                self._reject(rejected, message, flow, now, told=False)
+            if self.may_answer(message, flow, now):
+                fingerprint = self._core.wants_fingerprint(message)
+                octets = self._authenticator.answer_stranger(
+                    message, flow.client, now, fingerprint=fingerprint
+                )
+                self._answer(octets, ErrorCode.UNAUTHENTICATED, message, flow, now)
             return None
         session = None if allocation is None else allocation.authentic
         outcome = self._authenticator.validate(message, flow.client, now, session)
@@ -175,11 +188,11 @@ class Gate:
             return outcome
         if isinstance(outcome, Deferred):
             metrics.authentication["deferred"] += 1
-            if self.may_answer(flow, now):
+            if self.may_answer(message, flow, now):
                 self._park(LookUp(outcome.username, outcome.userhash), message, flow, now)
             return None
         metrics.authentication[_OUTCOMES.get(outcome.code, "failed")] += 1
-        if self.may_answer(flow, now):
+        if self.may_answer(message, flow, now):
             told = outcome.code is not ErrorCode.STALE_NONCE
             self._reject(outcome, message, flow, now, told=told)
         return None
@@ -189,12 +202,17 @@ class Gate:
     ) -> None:
         core = self._core
         octets = encode(rejected.response(message), fingerprint=core.wants_fingerprint(message))
-        if not self.may_send(flow, len(message.wire), len(octets), now):
-            return
-        core.count_response(message.method, rejected.code)
-        core.send(flow, octets)
-        if told:
+        if self._answer(octets, rejected.code, message, flow, now) and told:
             core.told_refusal(flow.client, message.method, rejected.code, rejected.detail, now=now)
+
+    def _answer(
+        self, octets: bytes, code: ErrorCode, message: Message, flow: Flow, now: Instant
+    ) -> bool:
+        if not self.may_send(flow, len(message.wire), len(octets), now):
+            return False
+        self._core.count_response(message.method, code)
+        self._core.send(flow, octets)
+        return True
 
     # Waiting for the user store. ------------------------------------------------------------------
 

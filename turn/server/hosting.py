@@ -45,13 +45,18 @@ class Request:
     __slots__ = ("allocation", "authentic", "flow", "key", "message", "present")
 
     def __init__(
-        self, message: Message, flow: Flow, authentic: Authentic, allocation: Allocation | None
+        self,
+        message: Message,
+        flow: Flow,
+        key: FlowKey,
+        authentic: Authentic,
+        allocation: Allocation | None,
     ) -> None:
         self.message = message
         self.present = dict(message.attributes)
         """The types of its attributes; the values may be those of a repetition."""
         self.flow = flow
-        self.key: FlowKey = flow.key
+        self.key = key
         self.authentic = authentic
         self.allocation = allocation
 
@@ -61,11 +66,25 @@ class Request:
         return self.authentic.username
 
 
+class Accepting(Protocol):
+    """A client's connection, as far as parts look at it."""
+
+    @property
+    def congested(self) -> bool:
+        """Whether the client does not take what is written to it."""
+        ...
+
+
 class Hosting(Protocol):
     """What the machine does for its parts."""
 
     config: ServerConfig
     entropy: Entropy
+
+    @property
+    def connections(self) -> Mapping[Handle, Accepting]:
+        """The connections of clients that are the machine's."""
+        ...
 
     def queue(self, output: Output) -> None:
         """Have something done by the driver."""

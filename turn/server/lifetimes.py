@@ -39,7 +39,7 @@ class Lifetimes:
         core.sessions[allocation.session] = allocation
         for relay in allocation.relays:
             relay.owner = allocation
-        core.expiry.set(allocation, min(relay.expires for relay in allocation.relays))
+        core.expiry.set(allocation, allocation.expires)  # of all, in the beginning
         core.metrics.allocations += 1
         core.metrics.allocations_created[flow.transport] += 1
         core.tell(
@@ -49,7 +49,7 @@ class Lifetimes:
                 flow.client,
                 flow.server,
                 flow.transport,
-                tuple(relay.advertised for relay in allocation.relays),
+                tuple([relay.advertised for relay in allocation.relays]),
                 allocation.tcp,
                 (allocation.expires - now) // SECOND,
             )

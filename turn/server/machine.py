@@ -110,6 +110,7 @@ class Server:
         self._tickets = Tickets(core, self._lifetimes)
         self._gate = Gate(core, users, nonces, unix_epoch=unix_epoch, tokens=tokens)
         self._allocator = Allocator(core, self._lifetimes, self._tickets)
+        self._spares = self._allocator.spares
         self._requests = Requests(core, self._lifetimes, self._tickets)
         self._relaying = Relaying(core, self._tickets)
         self._listening = Listening(core, self._lifetimes)
@@ -151,6 +152,7 @@ class Server:
     def reconfigure(self, config: ServerConfig, users: UserStore, now: Instant) -> list[str]:
         """Go on by another configuration and with other users; return what changed, in words."""
         before = self._core.config
+        self._spares.stop()  # by the old configuration
         words = reconfigure(self._core, self._lifetimes, config, now)
         self._gate.reconfigure(config, users)
         if config.limits != before.limits:
@@ -307,8 +309,8 @@ class Server:
         elif data[:2] == b"\x00\x01":
             self._binding(packet, place, now)
         else:
-            flow = Flow(_UDP, packet.source, packet.local)
-            self._stun(data, flow, flow.key, now)
+            client, server = packet.source, packet.local
+            self._stun(data, Flow(_UDP, client, server), (client, server), now)
 
     def on_socket(self, event: SocketEvent, now: Instant) -> None:
         """Take what happened to a socket."""
@@ -379,7 +381,9 @@ class Server:
 
     def poll(self) -> Output | ServerEvent | RouteOrder | None:
         """Give the next thing to do or to tell."""
-        outbox = self._core.outbox
+        outbox, spares = self._core.outbox, self._spares
+        if not outbox and spares.wanted:
+            spares.refill()
         return outbox.popleft() if outbox else None
 
     def deadline(self) -> Instant | None:
@@ -454,7 +458,7 @@ class Server:
                 core.metrics.repeated += 1
                 core.send(flow, kept)
                 return
-        request = Request(message, flow, authentic, allocation)
+        request = Request(message, flow, key, authentic, allocation)
         try:
             if self._may(request, now):
                 handler(request, now)

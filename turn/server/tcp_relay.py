@@ -188,8 +188,9 @@ class TcpRelay:
             # credentials as for the control connection."
             host.refuse(request, ErrorCode.WRONG_CREDENTIALS, "another user's connection", now)
             return
+        accepted = host.connections.get(flow.connection)
         rest = host.take_over(flow.connection)
-        if rest is None:
+        if accepted is None or rest is None:
             return
         self._counts["connections bound"] += 1
         del self._waiting[connection]
@@ -206,11 +207,14 @@ class TcpRelay:
             self._account(stream or client, len(early), now, to_client=True)
         if stream is None:
             self.octets_lost += len(rest)
-            self._close(client, now)
+            self._close(client, now, congested=accepted.congested)
             return
         # From here on nobody but this relay decides what is read: each way flows by itself, however
         # much waits on the other.
         stream.held &= ~_UNBOUND
+        if accepted.congested:
+            # By answers that the client has not taken yet; a driver does not say it twice.
+            stream.held |= _CONGESTED
         for one in (client, stream):
             host.queue(Hold(one.handle, bool(one.held)))
         if rest:
@@ -465,6 +469,8 @@ class TcpRelay:
 
     def deadline(self) -> Instant | None:
         """Say when :meth:`on_deadline` is to be called."""
+        if not self._waiting and not self._debtors:
+            return None
         first = _first(self._waiting.values())
         debtor = _first(self._debtors.values())
         return debtor if first is None or (debtor is not None and debtor < first) else first

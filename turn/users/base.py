@@ -10,6 +10,9 @@ cache, and lets the machine go on with the request::
     loader.take(event)        # each event of the machine
     await loader.run()        # beside the server
 
+So that requests seldom wait, a loader with a clock also asks by itself for users who are in use,
+shortly before what is known of them is too old.
+
 When the database is down, the users whom the cache knows go on, everybody else is answered 500
 (Server Error: "The client should try again"), and the loader tries the database until it answers.
 """
@@ -18,11 +21,11 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from stun.credentials import Profile, check_username, long_term_key, userhash
 from stun.errors import StunError, UsageError
@@ -39,6 +42,12 @@ PATIENCE = 3.0
 
 AT_ONCE = 32
 """Questions that are put to the database at the same time; others wait for their turn."""
+
+AHEAD_AT_ONCE = 8
+"""The same of questions ahead of time, which take no turn from the others."""
+
+AHEAD = 64
+"""How many of those there are at most between two looks at the database."""
 
 WATCH = 1.0
 """Seconds between two looks at whether users have changed."""
@@ -213,6 +222,8 @@ class Loader:
     ``answered`` is called once for each :class:`LookUp` that was taken, after the cache was told.
     ``report`` is told when the database goes down, with the reason, and ``None`` when it is back.
     ``complain`` is told of each user who cannot be let in because of what the database has of them.
+    ``clock`` tells the seconds since 1970, as the machine has them; without it nobody is asked for
+    ahead of time.
     """
 
     def __init__(
@@ -223,6 +234,7 @@ class Loader:
         *,
         report: Callable[[str | None], None] = lambda _: None,
         complain: Callable[[str], None] = lambda _: None,
+        clock: Callable[[], int] | None = None,
         patience: float = PATIENCE,
         watch: float = WATCH,
         backoff: Sequence[float] = BACKOFF,
@@ -232,11 +244,15 @@ class Loader:
         self._answered = answered
         self._report = report
         self._complain = complain
+        self._clock = clock
         self._patience = patience
         self._watch = watch
         self._backoff = backoff
         self._asking: dict[LookUp, asyncio.Task[None]] = {}
         self._turn = asyncio.Semaphore(AT_ONCE)
+        self._ahead = 0
+        """Questions ahead of time that are under way, and how many more may be put."""
+        self._ahead_left = 0
         self._down = asyncio.Event()
         self.lookups = 0
         """Questions put to the database."""
@@ -251,30 +267,58 @@ class Loader:
         The same question asked again before its answer has come is one question.
         """
         if isinstance(event, LookUp) and event not in self._asking:
-            task = asyncio.get_running_loop().create_task(self._look_up(event))
-            self._asking[event] = task
+            self._begin(event, self._in_turn(event))
 
-    async def _look_up(self, lookup: LookUp) -> None:
+    def _begin(self, lookup: LookUp, work: Coroutine[Any, Any, None]) -> None:
+        self._asking[lookup] = asyncio.get_running_loop().create_task(work)
+
+    async def _in_turn(self, lookup: LookUp) -> None:
         try:
             async with self._turn:
-                self.lookups += 1
-                with self._noticing():
-                    async with asyncio.timeout(self._patience):
-                        await self._ask(lookup)
+                await self._look_up(lookup)
         finally:
             del self._asking[lookup]
         self._answered(lookup)
 
+    def _ask_ahead(self) -> None:
+        """Ask for users whom the machine would soon have to ask for."""
+        if self._clock is None or not self._users.reachable:
+            return
+        room = min(self._ahead_left, AHEAD_AT_ONCE - self._ahead)
+        for name in self._users.due(self._clock(), room):
+            lookup = LookUp(name)
+            if lookup not in self._asking:
+                self._ahead_left -= 1
+                self._ahead += 1
+                self._begin(lookup, self._ahead_of_time(lookup))
+
+    async def _ahead_of_time(self, lookup: LookUp) -> None:
+        try:
+            await self._look_up(lookup)
+        finally:
+            del self._asking[lookup]
+            self._ahead -= 1
+        # Perhaps a request has come to need the answer meanwhile.
+        self._answered(lookup)
+        self._ask_ahead()
+
+    async def _look_up(self, lookup: LookUp) -> None:
+        self.lookups += 1
+        with self._noticing():
+            async with asyncio.timeout(self._patience):
+                await self._ask(lookup)
+
     async def _ask(self, lookup: LookUp) -> None:
         # Who changes users while we ask may be faster than the answer.
         generation = self._users.generation
+        asked = None if self._clock is None else self._clock()
         name: str | None = lookup.username
         if lookup.userhash is not None:
             name = await self._usable(self._backend.by_userhash(lookup.userhash))
-            self._users.put_userhash(lookup.userhash, name, generation)
+            self._users.put_userhash(lookup.userhash, name, generation, asked)
         if name is not None:
             secrets = await self._usable(self._backend.get(name))
-            self._users.put(name, secrets, generation)
+            self._users.put(name, secrets, generation, asked)
 
     async def _usable(self, answer: Awaitable[T | None]) -> T | None:
         try:
@@ -310,6 +354,8 @@ class Loader:
                     self._users.invalidate()
             if self._users.reachable:
                 attempt = 0
+                self._ahead_left = AHEAD
+                self._ask_ahead()
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._down.wait(), self._watch)
             if not self._users.reachable:

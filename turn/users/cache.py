@@ -1,4 +1,14 @@
-"""Users of a database, as far as they are known: a bounded table that a loader fills."""
+"""Users of a database, as far as they are known: a bounded table that a loader fills.
+
+Theory of operation.  What was put is believed for a time; then the machine is told to ask, and over
+TCP all that a client has sent behind its request waits for the answer, media too.  So a loader that
+says when it asked (``asked``) learns from :meth:`CachedUsers.due` for whom it soon has to, and asks
+before anybody waits; but only for those whom somebody has used lately, since a client that relays
+has something to refresh every few minutes (:data:`IDLE`).
+
+Asking ahead changes nothing of what is promised.  An answer counts from when it was asked for, not
+from when it is first used; and where no answer comes, what was known ends when it would have ended.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +22,36 @@ from stun.users import Gap, Secret
 _K = TypeVar("_K")
 _V = TypeVar("_V")
 
+IDLE: Final = 300
+"""Seconds after its last use for which a user is asked for ahead of time.  Clients that have data
+relayed come back within them: "the Permission Lifetime MUST be 300 seconds" (RFC 8656 section 9),
+and channels need one."""
+
 _ASK: Final = (Gap.NOT_YET,)
 _DOWN: Final = (Gap.UNAVAILABLE,)
 
 
 class _Entry:
-    __slots__ = ("generation", "secrets", "since")
+    __slots__ = ("generation", "secrets", "seen", "since", "used")
 
-    def __init__(self, secrets: tuple[Secret, ...], generation: int) -> None:
+    def __init__(self, secrets: tuple[Secret, ...], generation: int, asked: int | None) -> None:
         self.secrets = secrets
         self.generation = generation
-        self.since: int | None = None
-        """When it was first used.  A loader has another clock than the machine, so the machine's
-        first look at an entry is where its age is counted from; it comes at once."""
+        self.since = asked
+        """From when on its age is counted.  A loader may have another clock than the machine: of
+        what it says and the machine's first look at the entry, the earlier counts."""
+        self.seen = False
+        self.used = asked
+        """When somebody was last looked up by this name."""
+
+    def age(self, unix_time: int) -> int:
+        """Return how old it is, in seconds."""
+        if not self.seen:
+            self.seen = True
+            if self.since is None or unix_time < self.since:
+                self.since = unix_time
+        assert self.since is not None
+        return unix_time - self.since
 
 
 class CachedUsers:
@@ -41,6 +68,7 @@ class CachedUsers:
         "_absent",
         "_capacity",
         "_hashes",
+        "_line",
         "_present",
         "_unknown_hashes",
         "absent",
@@ -65,6 +93,9 @@ class CachedUsers:
         self._capacity = capacity
         self._present: OrderedDict[str, _Entry] = OrderedDict()
         self._absent: OrderedDict[str, _Entry] = OrderedDict()
+        # When users of _present were asked for.  All are believed equally long, so whoever was
+        # asked for first is the first here.
+        self._line: OrderedDict[str, int] = OrderedDict()
         # A name has one hash for ever: only that nobody has it can become untrue.
         self._hashes: OrderedDict[bytes, str] = OrderedDict()
         self._unknown_hashes: OrderedDict[bytes, _Entry] = OrderedDict()
@@ -75,7 +106,8 @@ class CachedUsers:
         """Return the user's secrets, nothing for nobody, or :attr:`stun.users.Gap.NOT_YET`."""
         entry = self._present.get(username)
         if entry is not None:
-            age = self._age(entry, unix_time)
+            age = entry.age(unix_time)
+            entry.used = unix_time
             if entry.generation == self.generation and 0 <= age < self.fresh:
                 self._present.move_to_end(username)
                 return entry.secrets
@@ -96,54 +128,90 @@ class CachedUsers:
             return None
         return Gap.NOT_YET if self.reachable else Gap.UNAVAILABLE
 
-    def _age(self, entry: _Entry, unix_time: int) -> int:
-        if entry.since is None:
-            entry.since = unix_time
-        return unix_time - entry.since
-
     def _is_absent(self, entry: _Entry | None, unix_time: int) -> bool:
         return (
             entry is not None
             and entry.generation == self.generation
-            and 0 <= self._age(entry, unix_time) < self.absent
+            and 0 <= entry.age(unix_time) < self.absent
         )
 
     # What the loader tells ------------------------------------------------------------------------
 
     def put(
-        self, username: str, secrets: Sequence[Secret] | None, generation: int | None = None
+        self,
+        username: str,
+        secrets: Sequence[Secret] | None,
+        generation: int | None = None,
+        asked: int | None = None,
     ) -> None:
         """Take what the database has of a user; ``None``: there is none of this name.
 
         ``generation``: what :attr:`generation` was when the database was asked, so that an answer
         which a change has overtaken is not believed; ``None`` for now.
+        ``asked``: when that was, in seconds since 1970; ``None`` for when it is first used.
         """
-        entry = self._entry(secrets or (), generation)
+        entry = self._entry(secrets or (), generation, asked)
+        self._line.pop(username, None)
         if secrets is None:
             self._present.pop(username, None)
             self._keep(self._absent, username, entry)
+            return
+        self._absent.pop(username, None)
+        before = self._present.get(username)
+        if before is None:
+            gone = self._keep(self._present, username, entry)
+            if gone is not None:
+                self._line.pop(gone, None)
         else:
-            self._absent.pop(username, None)
-            self._keep(self._present, username, entry)
+            # It keeps its place: that it was asked for does not mean that somebody uses it.
+            entry.used = before.used
+            self._present[username] = entry
+        if asked is not None:
+            self._line[username] = asked
 
-    def _entry(self, secrets: Sequence[Secret], generation: int | None) -> _Entry:
-        return _Entry(tuple(secrets), self.generation if generation is None else generation)
+    def _entry(
+        self, secrets: Sequence[Secret], generation: int | None, asked: int | None
+    ) -> _Entry:
+        known = self.generation if generation is None else generation
+        return _Entry(tuple(secrets), known, asked)
 
     def put_userhash(
-        self, value: bytes, username: str | None, generation: int | None = None
+        self,
+        value: bytes,
+        username: str | None,
+        generation: int | None = None,
+        asked: int | None = None,
     ) -> None:
         """Take whose USERHASH this is; ``None``: nobody's."""
         if username is None:
-            self._keep(self._unknown_hashes, value, self._entry((), generation))
+            self._keep(self._unknown_hashes, value, self._entry((), generation, asked))
         else:
             self._unknown_hashes.pop(value, None)
             self._keep(self._hashes, value, username)
 
-    def _keep(self, table: OrderedDict[_K, _V], key: _K, value: _V) -> None:
+    def _keep(self, table: OrderedDict[_K, _V], key: _K, value: _V) -> _K | None:
+        """Put something at the end of a table; return what has lost its place there."""
         table[key] = value
         table.move_to_end(key)
-        if len(table) > self._capacity:
-            table.popitem(last=False)
+        return table.popitem(last=False)[0] if len(table) > self._capacity else None
+
+    def due(self, unix_time: int, most: int) -> list[str]:
+        """Return up to ``most`` users to ask for before the machine has to, the most urgent first.
+
+        These are in use, and have been believed for three quarters of ``fresh`` or longer.  Each is
+        returned once, until it is put again: a database that gave no answer is not asked again
+        before somebody waits for it.
+        """
+        names: list[str] = []
+        while self._line and len(names) < most:
+            name, asked = next(iter(self._line.items()))
+            if 0 <= unix_time - asked < self.fresh - self.fresh // 4:
+                break
+            del self._line[name]
+            used = self._present[name].used
+            if used is not None and unix_time - used < IDLE:
+                names.append(name)
+        return names
 
     def invalidate(self) -> None:
         """Believe nothing any more that was put before: users have changed."""

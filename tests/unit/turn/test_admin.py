@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from stun.errors import UsageError
-from turn.daemon.admin import AdminSocket, NotRunning, Refused, ask, default_path
+from turn.daemon.admin import AdminSocket, NotRunning, Refused, Signpost, ask, default_path
 
 
 async def echo(request: Mapping[str, Any]) -> Any:
@@ -119,6 +119,95 @@ async def test_the_socket_of_a_successor_is_not_removed(place: Path) -> None:
         with socket.socket(socket.AF_UNIX) as successor:
             successor.bind(str(place))
     assert place.exists()
+
+
+async def test_a_place_is_free_while_the_last_ones_are_still_answered(place: Path) -> None:
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    async def slow(_: Mapping[str, Any]) -> Any:
+        asked.set()
+        await answer.wait()
+        return "old"
+
+    async with AdminSocket(place, {"ask": slow}) as old:
+        visit = asyncio.ensure_future(asyncio.to_thread(ask, place, "ask"))
+        await asked.wait()
+        closing = asyncio.ensure_future(old.__aexit__())
+        await asyncio.sleep(0)
+        async with AdminSocket(place, COMMANDS):
+            answer.set()
+            await closing
+            assert await visit == "old"
+            assert await asyncio.to_thread(ask, place, "echo", text="new") == "new"
+
+
+class TestSignpost:
+    """Where turnd is that runs by a file which names another socket than turnd has."""
+
+    @pytest.fixture
+    def config(self, tmp_path: Path) -> Path:
+        return tmp_path / "turnd.toml"
+
+    @pytest.fixture
+    def environment(self, tmp_path: Path) -> dict[str, str]:
+        return {"RUNTIME_DIRECTORY": str(tmp_path / "run")}
+
+    async def test_it_stands_in_where_nobody_answers(
+        self, place: Path, config: Path, environment: dict[str, str], tmp_path: Path
+    ) -> None:
+        named = tmp_path / "named.sock"
+        turnd, command = (Signpost(config, environment) for _ in range(2))
+        assert command.follow(named) == named
+        async with AdminSocket(place, COMMANDS):
+            assert command.follow(named) == named
+            turnd.point_to(place)
+            assert command.follow(named) == place
+            assert Signpost(tmp_path / "other.toml", environment).follow(named) == named
+            async with AdminSocket(named, COMMANDS):
+                assert command.follow(named) == named
+            turnd.remove()
+            assert command.follow(named) == named
+            turnd.point_to(place)
+        # Whoever left it has gone without a word.
+        assert command.follow(named) == named
+
+    async def test_the_last_turnd_of_a_configuration_has_it(
+        self, place: Path, config: Path, environment: dict[str, str], tmp_path: Path
+    ) -> None:
+        first, second = (Signpost(config, environment) for _ in range(2))
+        async with AdminSocket(place, COMMANDS):
+            first.point_to(tmp_path / "first.sock")
+            second.point_to(place)
+            first.remove()
+            assert first.follow(tmp_path / "named.sock") == place
+
+    def test_turnd_can_do_without(self, place: Path, config: Path, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        signpost = Signpost(config, {"RUNTIME_DIRECTORY": str(tmp_path / "file" / "run")})
+        signpost.remove()
+        signpost.point_to(place)
+        assert signpost.follow(place) == place
+        signpost.remove()
+
+    async def test_a_link_of_somebody_else_is_not_followed(
+        self,
+        place: Path,
+        config: Path,
+        environment: dict[str, str],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        signpost = Signpost(config, environment)
+        named = tmp_path / "named.sock"
+        async with AdminSocket(place, COMMANDS):
+            signpost.point_to(place)
+            (link,) = (tmp_path / "run").iterdir()
+            if os.geteuid() == 0:
+                os.lchown(link, 4711, 4711)
+                assert signpost.follow(named) == place, "root may be led by any turnd's user"
+            owner = link.lstat().st_uid
+            monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+            assert signpost.follow(named) == named
 
 
 def test_where_nothing_runs_the_text_says_what_to_do(place: Path) -> None:

@@ -259,6 +259,39 @@ def test_it_serves_reloads_and_stops(tmp_path: Path, number: signal.Signals) -> 
     assert not (tmp_path / "s.sock").exists()
 
 
+def test_a_configuration_that_names_another_admin_socket_can_be_reloaded(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As systemd does it: the command reads the new file, turnd is still at the old socket."""
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / "run"))
+    monkeypatch.delenv("TURND_ADMIN_SOCKET", raising=False)
+    config, log = tmp_path / "turnd.toml", tmp_path / "log"
+    text = (
+        f'[[listen]]\nurl = "udp://127.0.0.1:{_free_port()}"\n'
+        '[relay]\naddresses = ["127.0.0.1=198.41.0.4"]\n[auth]\nusers = { ann = "x" }\n'
+    )
+    # Each to the next: named, another, none named (the default one), and none at all.
+    sockets = ["one.sock", "two.sock", None, False]
+    tables = ["" if s is None else f"[admin]\nsocket = {_toml(s)}\n" for s in sockets]
+    config.write_text(text + tables[0])
+    with program(log, "--config", str(config)) as process:
+        appears(log, "serving", process)
+        for table, name in zip(tables[1:], ["two.sock", "run/turnd.sock", "none"], strict=True):
+            config.write_text(text + table)
+            assert run("--config", str(config), "sessions") == (0, "no allocations\n", "")
+            place = name if name == "none" else tmp_path / name
+            assert run("--config", str(config), "reload") == (0, f"admin: {place}\n", "")
+        assert run("--config", str(config), "sessions")[0] == 1, "there is none any more"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0, log.read_text()
+    assert "Traceback" not in log.read_text()
+    assert not [path for path in tmp_path.rglob("*") if path.is_socket() or path.is_symlink()]
+
+
+def _toml(value: str | bool) -> str:
+    return f'"{value}"' if isinstance(value, str) else "false"
+
+
 def test_it_drains(tmp_path: Path) -> None:
     log = tmp_path / "log"
     arguments = ("--listen", f"udp://127.0.0.1:{_free_port()}", "--relay-address", "127.0.0.1")

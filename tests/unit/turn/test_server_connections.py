@@ -10,7 +10,7 @@ from stun.discovery import Transport
 from stun.errors import DropReason
 from stun.message import Message
 from stun.registry import Class, Method
-from stun.sansio import Accepted, Address, Arrived, Cause, Closed
+from stun.sansio import Accepted, Address, Arrived, Cause, Closed, Congested, Relieved
 from tools.turndesk import HOST, PEER, TCP, Desk, code
 from turn.server.config import Limits
 from turn.server.core import LONGEST_REQUEST
@@ -134,9 +134,8 @@ def test_binding_over_a_stream() -> None:
     assert response.get(a.XOR_MAPPED_ADDRESS) == caller.address
 
 
-def test_data_behind_a_connection_bind_belongs_to_the_peer() -> None:
-    """The client need not wait for the response before it sends."""
-    desk = Desk()
+def waiting_for_bind(desk: Desk) -> int:
+    """Return the CONNECTION-ID of a connection that :data:`PEER` (handle -50) has made."""
     control = desk.caller(transport=Transport.TCP)
     relayed = control.allocate(transport=TCP).get(a.XOR_RELAYED_ADDRESS)
     control.permit(PEER)
@@ -148,6 +147,13 @@ def test_data_behind_a_connection_bind_belongs_to_the_peer() -> None:
     assert attempt.method == Method.CONNECTION_ATTEMPT
     identifier = attempt.get(a.CONNECTION_ID)
     assert identifier
+    return identifier
+
+
+def test_data_behind_a_connection_bind_belongs_to_the_peer() -> None:
+    """The client need not wait for the response before it sends."""
+    desk = Desk()
+    identifier = waiting_for_bind(desk)
     data = desk.caller(transport=Transport.TCP, address=Address("192.52.193.5", 40_002))
     # One exchange for the nonce, then the request with what the client sends to the peer.
     guard = data.sessions.guard(data.server, data.credentials)
@@ -160,6 +166,17 @@ def test_data_behind_a_connection_bind_belongs_to_the_peer() -> None:
     desk.tell(Arrived(-50, b"world"))
     assert desk.written[data.handle] == b"world"
     assert desk.server._core.quotas.connections == 1
+
+
+def test_a_client_that_takes_no_answers_is_still_congested_when_it_is_bound() -> None:
+    desk = Desk()
+    identifier = waiting_for_bind(desk)
+    data = desk.caller(transport=Transport.TCP, address=Address("192.52.193.5", 40_002))
+    desk.tell(Congested(data.handle))
+    assert code(data.ask(Method.CONNECTION_BIND, (a.CONNECTION_ID, identifier))) == 0
+    assert -50 in desk.unread
+    desk.tell(Relieved(data.handle))
+    assert -50 not in desk.unread
 
 
 def test_what_follows_a_refused_connection_bind_is_read_as_messages() -> None:

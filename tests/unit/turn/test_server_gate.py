@@ -93,6 +93,34 @@ def test_strangers_have_so_many_requests_a_second() -> None:
     assert len(desk.receive(_allocate(), CLIENT, SERVER)) == 1
 
 
+@pytest.mark.parametrize(
+    ("transport", "answered", "dropped"),
+    [(Transport.TCP, 500, 0), (Transport.TLS, 500, 0), (Transport.DTLS, None, 1)],
+)
+def test_over_the_limit_a_stream_is_told_since_it_does_not_ask_again(
+    transport: Transport, answered: int | None, dropped: int
+) -> None:
+    desk = Desk(limits=Limits(requests_per_second_per_client=10))
+    caller = desk.caller(transport=transport)
+    first = [caller.ask(Method.ALLOCATE, TRANSPORT, follow=False) for _ in range(10)]
+    assert [code(response) for response in first] == [401] * 10
+    over = caller.ask(Method.ALLOCATE, TRANSPORT, follow=False)
+    assert (None if over is None else code(over)) == answered
+    assert desk.server.drops[DropReason.RATE_LIMITED] == dropped
+    assert len(desk.told(RequestRefused)) == 1 - dropped
+    desk.wait(1)
+    caller.relayed()
+
+
+@pytest.mark.parametrize("transport", [Transport.TCP, Transport.TLS, Transport.DTLS])
+def test_a_connection_is_not_kept_out_by_datagrams_of_a_forged_source(transport: Transport) -> None:
+    desk = Desk(limits=Limits(requests_per_second_per_client=10))
+    caller = desk.caller(transport=transport)
+    for _ in range(1000):
+        desk.receive(_allocate(), caller.address, SERVER)
+    caller.relayed()
+
+
 def test_connections_are_not_budgeted_for_their_source_is_real() -> None:
     desk = Desk(limits=Limits(unverified_burst=1, unverified_refill=0))
     assert desk.receive(_allocate(), CLIENT, SERVER) == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -54,6 +54,14 @@ LISTENER = 7
 CONTROL = -1
 
 
+@dataclass
+class Client:
+    """A client's connection, and what came behind the request at hand."""
+
+    behind: bytes = b""
+    congested: bool = False
+
+
 class Machine:
     """What the server machine does for the TCP relay, written down instead of carried out."""
 
@@ -67,8 +75,7 @@ class Machine:
         self.refusals: list[tuple[int, str]] = []
         self.indications: list[tuple[Allocation, Message]] = []
         self.drops: list[DropReason] = []
-        self.connections: dict[Handle, bytes] = {CONTROL: b""}
-        """Connections of clients, and what came behind the request at hand."""
+        self.connections = {CONTROL: Client()}
         self.places: dict[Address, Address] = {}
         """Where relayed transport addresses of other clients are bound."""
         self._handles = 100
@@ -108,7 +115,8 @@ class Machine:
         self.indications.append((allocation, indication))
 
     def take_over(self, handle: Handle) -> bytes | None:
-        return self.connections.pop(handle, None)
+        client = self.connections.pop(handle, None)
+        return None if client is None else client.behind
 
     def drop(self, reason: DropReason) -> None:
         self.drops.append(reason)
@@ -152,7 +160,8 @@ class Rig:
         allocation: Allocation | None = None,
     ) -> Request:
         authentic = self.authentic(username, token)
-        return Request(message, flow or self.allocation.flow, authentic, allocation)
+        flow = flow or self.allocation.flow
+        return Request(message, flow, flow.key, authentic, allocation)
 
     def authentic(self, username: str, token: str = "") -> Authentic:
         return Authentic(username, b"key", PasswordAlgorithm.MD5, Integrity.SHA1, token)
@@ -196,12 +205,13 @@ class Rig:
         username: str = "alice",
         token: str = "",
         behind: bytes = b"",
+        congested: bool = False,
         transport: Transport = Transport.TCP,
         allocation: Allocation | None = None,
     ) -> Handle:
         """Send ConnectionBind on a connection of its own; return that connection's handle."""
         self._numbers -= 1
-        self.machine.connections[self._numbers] = behind
+        self.machine.connections[self._numbers] = Client(behind, congested)
         message = self.message(Method.CONNECTION_BIND)
         if identifier is not None:
             message.add(CONNECTION_ID, identifier)
@@ -755,6 +765,35 @@ def test_who_sends_to_a_congested_side_is_held_until_that_is_relieved(rig: Rig, 
     assert rig.orders() == [Hold(source, held=False)]
     rig.tell(Relieved(sink))
     assert not rig.orders()
+
+
+def test_a_client_that_was_congested_before_its_bind_holds_the_peer_back(rig: Rig) -> None:
+    peer, identifier = rig.connected()
+    rig.tell(Arrived(peer, b"ready"))
+    client = rig.bind(identifier, behind=b"HELO", congested=True)
+    assert rig.orders() == [
+        Write(client, b"ready"),
+        *free(client),
+        Hold(peer),
+        Write(peer, b"HELO"),
+    ]
+    rig.tell(Relieved(client))
+    assert rig.orders() == free(peer)
+    rig.tell(Congested(client))
+    assert rig.orders() == [Hold(peer)]
+
+
+def test_what_is_left_of_a_peer_waits_for_a_client_that_was_congested_before_its_bind(
+    rig: Rig,
+) -> None:
+    peer, identifier = rig.connected()
+    rig.tell(Arrived(peer, b"daytime"), Closed(peer, Cause.END_OF_STREAM))
+    client = rig.bind(identifier, congested=True)
+    assert rig.orders() == [Write(client, b"daytime")]
+    rig.tell(Relieved(client))
+    assert rig.orders() == [Shut(client)]
+    assert rig.relay.connections(rig.allocation) == 0
+    assert rig.relay.deadline() is None
 
 
 def test_congestion_of_a_side_that_has_no_other_means_nothing(rig: Rig) -> None:

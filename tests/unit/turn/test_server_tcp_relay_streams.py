@@ -88,7 +88,7 @@ class World:
         self.orders: deque[Output] = deque()
         self.identifier = 0
         self.behind = b""
-        self.sockets = {1: Socket(self.rng, size), -1: Socket(self.rng, size)}
+        self.sockets = self.connections = {1: Socket(self.rng, size), -1: Socket(self.rng, size)}
         self.news: deque[tuple[Handle, Arrived]] = deque()
         self.relay = TcpRelay(self)
         self.meter = Meter(Bucket(rate, 0, burst=0.1))
@@ -107,7 +107,7 @@ class World:
         message = Message.request(method, bytes(12)).add(XOR_PEER_ADDRESS, PEER)
         message.add(CONNECTION_ID, self.identifier)
         authentic = Authentic("alice", b"key", PasswordAlgorithm.MD5, Integrity.SHA1)
-        return Request(message, flow, authentic, allocation)
+        return Request(message, flow, flow.key, authentic, allocation)
 
     # What a machine does for the relay. -----------------------------------------------------------
 

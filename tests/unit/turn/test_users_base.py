@@ -1,6 +1,7 @@
 """Records, URLs, and the loader between a machine and a database that may be down."""
 
 import asyncio
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -10,6 +11,8 @@ from stun.registry import PasswordAlgorithm
 from stun.users import Gap, Password, StoredKeys
 from turn.server.events import Drained, LookUp
 from turn.users.base import (
+    AHEAD,
+    AHEAD_AT_ONCE,
     AT_ONCE,
     BackendError,
     BadRecord,
@@ -36,6 +39,8 @@ class Database:
         self.is_changed = False
         self.gate = asyncio.Event()
         self.gate.set()
+        self.gates = {}
+        self.down_for = set()
         self.inside = self.most = 0
         self.closed = False
 
@@ -44,10 +49,10 @@ class Database:
         self.inside += 1
         self.most = max(self.most, self.inside)
         try:
-            await self.gate.wait()
+            await self.gates.get(question, self.gate).wait()
         finally:
             self.inside -= 1
-        if self.down:
+        if self.down or question in self.down_for:
             raise BackendError("the database sleeps: wake it")
         if self.bad:
             raise BadRecord("what is this?")
@@ -270,6 +275,159 @@ def test_close_ends_what_is_asked():
         assert not service.loader._asking
 
     asyncio.run(body())
+
+
+class TestAheadOfTime:
+    """A service with a clock: the test is it."""
+
+    def service(self, names=("alice",), **options):
+        service = Service(clock=lambda: service.now, watch=0, backoff=[0], **options)
+        service.now = NOW
+        service.database.users = dict.fromkeys(names, ALICE)
+        return service
+
+    async def known(self, service, names=("alice",)):
+        """Have the users looked up whom requests have asked for."""
+        for name in names:
+            service.loader.take(LookUp(name))
+        await service.settle()
+        for name in names:
+            assert self.secrets(service, name) == ALICE
+
+    def secrets(self, service, name="alice"):
+        return tuple(service.users.secrets(name, service.now))
+
+    async def look(self, service, times=1):
+        """Have the loader look at the database so often."""
+        before = service.database.asked.count("changed?")
+        await until(lambda: service.database.asked.count("changed?") >= before + times)
+
+    @asynccontextmanager
+    async def running(self, service):
+        running = asyncio.create_task(service.loader.run())
+        yield
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await service.loader.close()
+
+    def test_a_client_that_comes_back_every_four_minutes_never_waits(self):
+        async def body():
+            service = self.service()
+            await self.known(service)
+            async with self.running(service):
+                for second in range(1, 1201):
+                    service.now += 1
+                    await self.look(service, 2)
+                    if second % 240 == 0:
+                        assert self.secrets(service) == ALICE
+            # Each answer serves for 45 seconds, not for one.
+            assert 20 <= service.database.asked.count("alice") <= 28
+
+        asyncio.run(body())
+
+    def test_it_is_one_question_and_what_is_known_serves_meanwhile(self):
+        async def body():
+            service = self.service()
+            await self.known(service)
+            async with self.running(service):
+                service.now += 45
+                service.database.gates["alice"] = asyncio.Event()
+                await until(lambda: service.loader._asking)
+                await self.look(service, 3)
+                assert self.secrets(service) == ALICE
+                # A request that comes to need the answer waits for the same one.
+                service.now += 15
+                assert self.secrets(service) == (Gap.NOT_YET,)
+                service.answered.clear()
+                service.loader.take(LookUp("alice"))
+                await self.look(service, 3)
+                assert service.database.asked.count("alice") == 2
+                service.database.gates["alice"].set()
+                await service.settle()
+                assert service.answered == [LookUp("alice")]
+                assert self.secrets(service) == ALICE
+                # It is as old as the question.
+                service.now += 45
+                assert self.secrets(service) == (Gap.NOT_YET,)
+
+        asyncio.run(body())
+
+    def test_who_is_disabled_is_noticed_in_time_and_at_once_where_it_is_asked_ahead(self):
+        async def body():
+            service = self.service()
+            await self.known(service)
+            del service.database.users["alice"]
+            async with self.running(service):
+                service.now += 44
+                await self.look(service, 2)
+                assert self.secrets(service) == ALICE
+                service.now += 1
+                await self.look(service, 2)
+                await service.settle()
+                assert self.secrets(service) == ()
+
+        asyncio.run(body())
+
+    @pytest.mark.parametrize("slow", [False, True])
+    def test_a_database_that_fails_changes_nothing_of_what_is_known(self, slow):
+        async def body():
+            service = self.service(patience=0.001 if slow else 3)
+            await self.known(service)
+            service.now += 45
+            async with self.running(service):
+                if slow:
+                    service.database.gates["alice"] = asyncio.Event()
+                else:
+                    service.database.down_for = {"alice"}
+                await until(lambda: service.reports)
+                assert self.secrets(service) == ALICE
+                await until(lambda: service.users.reachable)
+                await self.look(service, 3)
+                # It was asked ahead of time once, and is asked again when somebody waits.
+                assert service.database.asked.count("alice") == 2
+                service.now += 14
+                service.users.generation = 0  # as though it had not been away
+                assert self.secrets(service) == ALICE
+                service.now += 1
+                assert self.secrets(service) == (Gap.NOT_YET,)
+
+        asyncio.run(body())
+
+    def test_so_many_at_once_and_so_many_between_two_looks(self):
+        async def body():
+            names = [f"user{number}" for number in range(3 * AHEAD)]
+            service = self.service(names)
+            await self.known(service, names)
+            service.loader._watch = 3600
+            service.now += 45
+            service.database.asked.clear()
+            service.database.most = 0
+            service.database.gates = {name: asyncio.Event() for name in names}
+            async with self.running(service):
+                await until(lambda: service.database.inside == AHEAD_AT_ONCE)
+                for gate in service.database.gates.values():
+                    gate.set()
+                await until(lambda: len(service.database.asked) > AHEAD)
+                await service.settle()
+                assert service.database.asked == ["changed?", *names[:AHEAD]]
+                assert service.database.most == AHEAD_AT_ONCE
+
+        asyncio.run(body())
+
+    def test_closing_asks_nothing_more(self):
+        async def body():
+            names = [f"user{number}" for number in range(AHEAD)]
+            service = self.service(names)
+            await self.known(service, names)
+            service.now += 45
+            service.answered.clear()
+            async with self.running(service):
+                service.database.gates |= {name: asyncio.Event() for name in names}
+                await until(lambda: len(service.loader._asking) == AHEAD_AT_ONCE)
+            assert not service.loader._asking
+            assert service.answered == []
+
+        asyncio.run(body())
 
 
 class TestRecord:

@@ -114,6 +114,78 @@ class TestOutOfReach:
         assert ask(users, "stranger") == (Gap.NOT_YET,)
 
 
+class TestAheadOfTime:
+    def test_who_is_in_use_is_due_before_it_must_be_asked_for(self, users):
+        users.put("user", SECRETS, asked=NOW)
+        ask(users)
+        assert users.due(NOW + 44, 9) == []
+        assert users.due(NOW + 45, 9) == ["user"]
+        assert users.due(NOW + 45, 9) == [], "once is enough"
+        # What is known serves on meanwhile, and no longer than it would have.
+        assert ask(users, after=59) == SECRETS
+        assert ask(users, after=60) == (Gap.NOT_YET,)
+
+    def test_an_answer_counts_from_when_it_was_asked_for(self, users):
+        users.put("user", SECRETS, asked=NOW)
+        ask(users)
+        users.put("user", SECRETS, asked=NOW + 45)
+        # Nobody looked at it before: it is old all the same.
+        assert ask(users, after=104) == SECRETS
+        assert ask(users, after=105) == (Gap.NOT_YET,)
+
+    def test_who_has_lost_access_meanwhile_is_nobody(self, users):
+        users.put("user", SECRETS, asked=NOW)
+        ask(users)
+        users.put("user", None, asked=NOW + 45)
+        assert ask(users, after=46) == ()
+        assert users.due(NOW + 1000, 9) == []
+
+    def test_who_is_not_used_any_more_is_let_alone(self, users):
+        asked = []
+        users.put("user", SECRETS, asked=NOW)
+        ask(users)
+        for now in range(NOW, NOW + 1000):
+            for name in users.due(now, 9):
+                asked.append(now - NOW)
+                users.put(name, SECRETS, asked=now)
+        assert asked == [45, 90, 135, 180, 225, 270]
+
+    def test_a_use_that_had_to_wait_is_a_use(self, users):
+        users.put("user", SECRETS, asked=NOW)
+        ask(users, after=290)
+        users.put("user", SECRETS, asked=NOW + 290)
+        assert users.due(NOW + 335, 9) == ["user"]
+
+    def test_the_most_urgent_come_first_and_so_many_at_once(self, users):
+        for number in range(5):
+            users.put(f"user{number}", SECRETS, asked=NOW + number)
+        users.put("user0", SECRETS, asked=NOW + 5)
+        assert users.due(NOW + 50, 0) == []
+        assert users.due(NOW + 50, 2) == ["user1", "user2"]
+        assert users.due(NOW + 50, 9) == ["user3", "user4", "user0"]
+
+    def test_nobody_is_due_whose_age_is_not_known(self, users):
+        users.put("user", SECRETS)
+        ask(users)
+        assert users.due(NOW + 1000, 9) == []
+
+    def test_a_clock_that_is_set_back(self, users):
+        users.put("user", SECRETS, asked=NOW)
+        # The machine has not been told yet what time it is, or has been told another.
+        assert ask(users, after=-3600) == SECRETS
+        assert users.due(NOW - 3600, 9) == ["user"]
+
+    def test_who_has_lost_its_place_is_not_asked_for(self):
+        users = CachedUsers(capacity=2)
+        for number, name in enumerate("abc"):
+            users.put(name, SECRETS, asked=NOW + number)
+        # Whom nobody uses keeps its place in the queue, however often it is asked for.
+        users.put("b", SECRETS, asked=NOW + 5)
+        users.put("d", SECRETS, asked=NOW + 6)
+        assert users.due(NOW + 100, 9) == ["c", "d"]
+        assert len(users) == 2
+
+
 class TestBounds:
     def test_the_user_unseen_for_longest_goes_first(self):
         users = CachedUsers(capacity=2)
