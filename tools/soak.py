@@ -248,7 +248,7 @@ class Soak:
             sample, metrics = await asyncio.to_thread(turnd.sample)
             self.found.end, self.found.metrics = sample, metrics
             gone = not (sample.allocations or sample.connections)
-            if (gone and sample.descriptors <= idle) or time.monotonic() > end:
+            if (gone and sample.descriptors - sample.spares <= idle) or time.monotonic() > end:
                 return
             await asyncio.sleep(0.5)
 

@@ -110,8 +110,9 @@ def _descriptors(found: Findings) -> Check:
     left = f"; left: {', '.join(found.descriptors_left)}" if found.descriptors_left else ""
     return Check(
         "no descriptor leaked",
-        end.descriptors == idle.descriptors,
-        f"{idle.descriptors} before, {peak} at most, {end.descriptors} after{left}",
+        end.descriptors - end.spares == idle.descriptors,
+        f"{idle.descriptors} before, {peak} at most, {end.descriptors} after, "
+        f"{end.spares} of them kept for the next clients{left}",
     )
 
 

@@ -47,6 +47,8 @@ class Sample:
     permissions: int
     channels: int
     connections: int
+    spares: int
+    """Sockets open for the next allocations; they are among the descriptors."""
     relayed: int
     """Packets, both ways."""
     dropped: int
@@ -182,6 +184,7 @@ class Turnd:
                 int(found["turnd_permissions"]),
                 int(found["turnd_channels"]),
                 int(found["turnd_connections"]),
+                int(found["turnd_spares"]),
                 int(total(found, "turnd_relayed_packets")),
                 int(total(found, "turnd_dropped")),
             ),

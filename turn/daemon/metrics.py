@@ -175,6 +175,7 @@ class TurndCollector:
             ("permissions", "Permissions that live.", metrics.permissions),
             ("channels", "Channel bindings that live.", metrics.channels),
             ("connections", "Connections of clients that are open.", metrics.connections),
+            ("spares", "Sockets open for the next allocations.", metrics.spares),
         ):
             yield GaugeMetricFamily(f"turnd_{name}", text, value)
         expiry = self._source.certificate_expiry()

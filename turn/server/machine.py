@@ -263,6 +263,7 @@ class Server:
     def metrics(self) -> Metrics:
         """The counts since the start."""
         self._core.metrics.connections = len(self._core.connections)
+        self._core.metrics.spares = len(self._spares)
         return self._core.metrics
 
     def usage(self) -> Usage:

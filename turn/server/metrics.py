@@ -62,6 +62,7 @@ class Metrics:
         "requests",
         "responses",
         "session_duration",
+        "spares",
         "usage",
     )
 
@@ -102,6 +103,7 @@ class Metrics:
         self.permissions = 0
         self.channels = 0
         self.connections = 0
+        self.spares = 0
 
     def close(self, usage: Usage) -> None:
         """Add what an allocation that ends has relayed."""

@@ -28,6 +28,9 @@ class Spares:
         self._ready: dict[RelayAddress, list[tuple[Handle, Address]]] = {}
         self._coming: dict[Handle, tuple[RelayAddress, Address]] = {}
 
+    def __len__(self) -> int:
+        return len(self._coming) + sum(map(len, self._ready.values()))
+
     def take(self, place: RelayAddress) -> tuple[Handle, Address] | None:
         """Return the handle and the address of an open socket, ``None`` when there is none."""
         ready = self._ready.get(place)

@@ -14,11 +14,11 @@ from rich.console import Console
 from tools.soak_report import MIB, SLACK, Findings, checks, render, sixths, to_json
 from tools.soak_turnd import Sample
 
-IDLE = Sample(0.0, 60 * MIB, 16, 1, 1.0, 0, 0, 0, 0, 0, 0)
+IDLE = Sample(0.0, 60 * MIB, 16, 1, 1.0, 0, 0, 0, 0, 0, 0, 0)
 
 
 def busy(second: float, resident: int) -> Sample:
-    return Sample(second, resident, 400, 1, second / 10, 200, 200, 300, 150, 1000, 100)
+    return Sample(second, resident, 400, 1, second / 10, 200, 200, 300, 150, 4, 1000, 100)
 
 
 def good() -> Findings:
