@@ -44,6 +44,7 @@ bench: $(VENV)/.interop ## the figures of the README, each beside a peer in one 
 	$(PYTEST) tests/bench --benchmark-only --benchmark-group-by=group \
 		--benchmark-columns=min,median,iqr,rounds
 	$(BIN)/python tools/bench/relay.py $(BENCH)
+	$(BIN)/python -m tools.bench.ice
 
 repeat: $(VENV)/.run ## natcheck 20 times behind every kind of NAT, without loss and with 10 %
 	@sh tools/bootstrap.sh lab

@@ -54,6 +54,13 @@ class DropReason(StrEnum):
     NO_CHANNEL = "this channel is not bound"
     CONGESTED = "the receiver reads more slowly than it is sent to"
     NOBODY_ANSWERED = "the user store did not answer in time"
+    # Its place between two ICE agents (RFC 8445).
+    NO_VALID_PAIR = "data on a path that no check has proved"
+    WRONG_GENERATION = "it belongs to a session before the restart"
+    NO_ROOM = "there is no room for more of its kind"
+    UNKNOWN_USERNAME = "its username is not of this session"
+    UNUSABLE_CANDIDATE = "a candidate that no check can be sent to"
+    LATE_CANDIDATE = "a candidate after the end of candidates"
 
 
 class DecodeError(StunError):

@@ -188,6 +188,10 @@ class Rfc4571Stream(_Splitter):
         super().__init__()
         self._limit = limit
 
+    def allow(self, limit: int) -> None:
+        """Take packets of up to ``limit`` octets from now on: a peer has proved itself."""
+        self._limit = limit
+
     def _next(self, at: int) -> _Cut | DecodeError | None:
         buffer = self._buffer
         if len(buffer) - at < 2:

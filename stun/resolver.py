@@ -14,7 +14,9 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import threading
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -149,14 +151,7 @@ def _ask(query: Query, family: Family) -> Answer:
 
 async def _ask_async(query: Query, family: Family) -> Answer:
     if query.kind is Kind.ADDRESS:
-        loop = asyncio.get_running_loop()
-        try:
-            found = await loop.getaddrinfo(
-                query.name, None, family=_af(family), type=socket.SOCK_DGRAM
-            )
-        except (OSError, UnicodeError):
-            return ()
-        return _hosts(found)
+        return await _ask_in_thread(query, family)
     from dns.asyncresolver import Resolver
     from dns.exception import DNSException
 
@@ -167,6 +162,28 @@ async def _ask_async(query: Query, family: Family) -> Answer:
     except (DNSException, OSError, UnicodeError):
         return ()
     return _records(answer)
+
+
+async def _ask_in_thread(query: Query, family: Family) -> Answer:
+    """Ask in a thread that nobody waits for, neither who cancels this nor the end of the program.
+
+    ``getaddrinfo`` cannot be cancelled and may take half a minute to find that no name service
+    answers; the threads of ``loop.getaddrinfo`` are joined when the event loop is closed.
+    """
+    loop = asyncio.get_running_loop()
+    answered: asyncio.Future[Answer] = loop.create_future()
+
+    def settle(answer: Answer) -> None:
+        if not answered.done():
+            answered.set_result(answer)
+
+    def ask() -> None:
+        answer = _ask(query, family)
+        with suppress(RuntimeError):  # the loop has been closed meanwhile
+            loop.call_soon_threadsafe(settle, answer)
+
+    threading.Thread(target=ask, name=f"address of {query.name}", daemon=True).start()
+    return await answered
 
 
 def _af(family: Family) -> socket.AddressFamily:

@@ -126,7 +126,8 @@ class Dial:
     Answered by :class:`Connected` or :class:`Closed`.  ``server_name`` asks for TLS, verified for
     that name, before :class:`Connected` is reported.  The port may be shared as in :class:`Listen`.
     With ``datagrams`` it is DTLS over UDP instead: each :class:`Write` is one datagram and so is
-    each :class:`Arrived`.
+    each :class:`Arrived`.  ``ttl`` is the TTL or hop limit of the first SYN alone, which then opens
+    this side's NAT and goes no further; everything after it has the usual one.
     """
 
     handle: Handle
@@ -134,6 +135,7 @@ class Dial:
     remote: Address
     server_name: str | None = None
     datagrams: bool = False
+    ttl: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

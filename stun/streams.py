@@ -261,7 +261,7 @@ class Streams:
     def dial(self, order: Dial) -> None:
         """Open a connection."""
         try:
-            stream = Stream.dial(order.handle, order.local, order.remote)
+            stream = Stream.dial(order.handle, order.local, order.remote, ttl=order.ttl)
         except StreamEnded as end:
             self._core.tell(Closed(order.handle, end.cause, end.detail))
             return

@@ -104,6 +104,16 @@ def _silence(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, fprog)
 
 
+def _limit_hops(sock: socket.socket, limit: int) -> int:
+    """Have what is sent go so many hops; return how many it went before."""
+    option = (socket.IPPROTO_IP, socket.IP_TTL)
+    if sock.family == socket.AF_INET6:
+        option = (socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS)
+    before = sock.getsockopt(*option)
+    sock.setsockopt(*option, limit)
+    return before
+
+
 def _keep_alive(sock: socket.socket) -> None:
     """Have the kernel notice a peer that is gone without a word, as a client whose NAT forgot it.
 
@@ -234,8 +244,14 @@ class Stream:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     @classmethod
-    def dial(cls, handle: Handle, local: Address, remote: Address) -> Stream:
-        """Start to connect.  Raises ``OSError`` of bind(2), :class:`StreamEnded` of connect(2)."""
+    def dial(
+        cls, handle: Handle, local: Address, remote: Address, *, ttl: int | None = None
+    ) -> Stream:
+        """Start to connect.  Raises ``OSError`` of bind(2), :class:`StreamEnded` of connect(2).
+
+        ``ttl``: of the first SYN alone.  Were it kept, the SYN-ACK of a simultaneous open would not
+        arrive either.
+        """
         sock = _socket(local)
         try:
             if _LINUX and local.port == 0:
@@ -245,9 +261,12 @@ class Stream:
             keep_errors(sock)
             stream = cls(handle, sock, local, remote)
             stream.state = State.CONNECTING
+            usual = None if ttl is None else _limit_hops(sock, ttl)
             try:
                 sock.connect(to_sockaddr(remote))
             except BlockingIOError:
+                if usual is not None:
+                    _limit_hops(sock, usual)
                 stream.local = from_sockaddr(sock.getsockname())
             except OSError as error:
                 cause = cause_of_stream(error)

@@ -101,10 +101,13 @@ interop)
         turnserver=coturn stun=stun-client openssl=openssl redis-server=redis-server haproxy=haproxy \
         chromium=chromium go=golang-go \
         /usr/share/gocode/src/github.com/pion/turn/v2=golang-github-pion-turn.v2-dev \
+        /usr/share/gocode/src/github.com/pion/ice/v2=golang-github-pion-ice.v2-dev \
         "$(gst libgstnice.so)=gstreamer1.0-nice" "$(gst libgstapp.so)=gstreamer1.0-plugins-base" \
         "$(typelib Nice-0.1)=gir1.2-nice-0.1" "$(typelib Gst-1.0)=gir1.2-gstreamer-1.0" \
         "$(typelib GstApp-1.0)=gir1.2-gst-plugins-base-1.0" \
         /usr/lib/python3/dist-packages/gi=python3-gi
+    # Not every distribution has a package of it, which must not keep the others away.
+    need "Firefox is missing, its tests will be skipped; run" firefox-esr=firefox-esr
     ;;
 *)
     say "usage: bootstrap.sh venv run|dev|interop|fuzz | lab | interop"

@@ -7,10 +7,13 @@ command                         meaning
 =============================== ================================================================
 ``start``                       make an agent and gather; the other fields are those of
                                 :class:`Setup`
-``remote``                      ``ufrag`` and ``pwd`` of the other side
+``remote``                      ``ufrag`` and ``pwd`` of the other side, ``lite``
 ``candidate``                   ``candidate``: one of the other side, as in SDP, or null: no more
 ``send``                        send ``count`` messages, as :func:`message` writes them
 ``pair``                        tell which pair is in use
+``restart``                     begin anew: other credentials and all candidates are told, and
+                                when it is connected again; only some peers can
+``explain``                     write to standard error why it is as it is, if it can
 ``close``                       close the agent and end
 =============================== ================================================================
 
@@ -35,7 +38,7 @@ import queue
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -46,6 +49,8 @@ from nattype.lab.kernel.lab import Machine
 MESSAGES = 20
 PATIENCE = 30.0
 """Seconds for two peers to connect, and again to exchange messages; only a failing test waits."""
+SETTLING = 8.0
+"""Seconds for connected agents to go over to the pair that is expected of them."""
 
 
 class Relay(NamedTuple):
@@ -54,6 +59,8 @@ class Relay(NamedTuple):
     url: str
     username: str
     password: str
+    authorities: str = ""
+    """A PEM file with what to trust, for a relay that is reached by TLS or DTLS."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,10 @@ class Setup:
     """Nothing but relayed candidates."""
     transports: tuple[str, ...] = ("udp",)
     """Of the host and server-reflexive candidates: ``udp``, ``tcp``."""
+    lite: bool = False
+    """RFC 8445 section 2.5: it only answers."""
+    hide: bool = False
+    """Names for multicast DNS in place of the host's addresses."""
     name: str = ""
 
 
@@ -109,6 +120,23 @@ class Connected(NamedTuple):
         return "relay" in (*self.a.types, *self.b.types)
 
     @property
+    def agree(self) -> bool:
+        """Whether both sides are on one path, as far as their own addresses are known to both.
+
+        A host behind a NAT does not know the address that the other side sees; a relay's address
+        is the same for everybody.
+        """
+        return all(
+            there.remote[2:4] == here.local[2:4]
+            for here, there in ((self.a, self.b), (self.b, self.a))
+            if here.local.type == "relay"
+        ) and all(
+            there.local.type == "relay"
+            for here, there in ((self.a, self.b), (self.b, self.a))
+            if here.remote.type == "relay"
+        )
+
+    @property
     def transports(self) -> set[str]:
         return {end.transport for pair in (self.a, self.b) for end in pair}
 
@@ -144,8 +172,6 @@ class Peer:
         self.received: list[str] = []
         self.candidates: list[str] = []
         """Of this side, as it told them."""
-        self.pair: Pair | None = None
-        self.failure = ""
         self._program = program
         self._log = log
         self._told = told
@@ -205,13 +231,30 @@ class Meeting:
     a: Peer
     b: Peer
     told: queue.Queue[Told]
-    hold_back: frozenset[str] = frozenset()
-    """Candidates that have one of these texts in them are not passed on."""
+    hold_back: Mapping[str, str] = field(default_factory=dict)
+    """Of the peer of that name, candidates with that text in them are not passed on."""
+    only: str = ""
+    """Every candidate has to have this text in it."""
+    _credentials: dict[str, dict[str, str]] = field(default_factory=dict)
     _ready: set[str] = field(default_factory=set)
+    _pairs: dict[str, Pair] = field(default_factory=dict)
+    _lite: dict[str, bool] = field(default_factory=dict)
 
-    def connect(self, a: Setup, b: Setup, patience: float = PATIENCE) -> Connected:
-        """Connect them, let them talk, and end both.  Raises :class:`PeersFailed`."""
+    def connect(
+        self,
+        a: Setup,
+        b: Setup,
+        patience: float = PATIENCE,
+        settled: Callable[[Connected], bool] = lambda _: True,
+        restarts: int = 0,
+    ) -> Connected:
+        """Connect them, let them talk, and end both.  Raises :class:`PeersFailed`.
+
+        Agents may go over to a better pair once they are connected: the answer is the first that
+        is ``settled``, or what there is after a while.
+        """
         for peer, setup in ((self.a, a), (self.b, b)):
+            self._lite[peer.name] = setup.lite
             # "relay" is a tuple with names, which the programs would see as a list without them.
             fields = asdict(setup) | {"name": peer.name}
             fields["relay"] = setup.relay._asdict() if setup.relay else None
@@ -221,14 +264,32 @@ class Meeting:
         self._until(lambda: self.a.connected and self.b.connected, patience, "connect")
         seconds = time.monotonic() - begin
         self.talk(patience)
-        for peer in (self.a, self.b):
-            peer.tell("pair")
-        self._until(lambda: self.a.pair is not None and self.b.pair is not None, 10, "tell")
-        assert self.a.pair is not None
-        assert self.b.pair is not None
+        for _ in range(restarts):
+            self._restart(patience)
+        end = time.monotonic() + SETTLING
+        while (
+            not settled(found := Connected(**self._ask(), seconds=seconds))
+            and time.monotonic() < end
+        ):
+            time.sleep(0.05)
         for peer in (self.a, self.b):
             peer.close()
-        return Connected(self.a.pair, self.b.pair, seconds)
+        return found
+
+    def _restart(self, patience: float) -> None:
+        for peer in (self.a, self.b):
+            peer.connected = False
+            peer.candidates.clear()
+            peer.tell("restart")
+        self._until(lambda: self.a.connected and self.b.connected, patience, "restart")
+        self.talk(patience)
+
+    def _ask(self) -> dict[str, Pair]:
+        self._pairs.clear()
+        for peer in (self.a, self.b):
+            peer.tell("pair")
+        self._until(lambda: len(self._pairs) == 2, 10, "tell")
+        return self._pairs
 
     def talk(self, patience: float = PATIENCE) -> None:
         """Let each send the other some messages of many sizes."""
@@ -256,20 +317,26 @@ class Meeting:
         other = self.b if peer is self.a else self.a
         match event.pop("event"):
             case "credentials":
-                other.tell("remote", **event)
+                if event == self._credentials.get(peer.name):
+                    raise PeersFailed(f"{peer.name} restarts with the credentials that it had")
+                self._credentials[peer.name] = dict(event)
+                other.tell("remote", lite=self._lite[peer.name], **event)
                 self._ready.add(peer.name)
             case "candidate":
                 text = event["candidate"]
                 if text is not None:
                     peer.candidates.append(text)
-                if text is None or not any(part in text for part in self.hold_back):
+                    if self.only not in text:
+                        raise PeersFailed(f"{peer.name} tells of {text}: {self.only!r} is missing")
+                held_back = self.hold_back.get(peer.name)
+                if text is None or held_back is None or held_back not in text:
                     other.tell("candidate", candidate=text)
             case "connected":
                 peer.connected = True
             case "data":
                 peer.received.append(event["text"])
             case "pair":
-                peer.pair = Pair(End(**event["local"]), End(**event["remote"]))
+                self._pairs[peer.name] = Pair(End(**event["local"]), End(**event["remote"]))
             case "failed":
                 raise PeersFailed(f"{what}: {peer.name}: {event['why']}: {self.story()}")
             case "ended":
@@ -279,9 +346,13 @@ class Meeting:
 
     def story(self) -> str:
         """Return what is known, for a person who wants to know why it failed."""
+        for peer in (self.a, self.b):
+            with contextlib.suppress(PeersFailed):
+                peer.tell("explain")
+        time.sleep(0.5)
         return "\n".join(
             f"{peer.name}: connected: {peer.connected}, {len(peer.received)} messages, candidates: "
-            f"{peer.candidates}, log:\n{peer.log[-4000:]}"
+            f"{peer.candidates}, log:\n{peer.log[-8000:]}"
             for peer in (self.a, self.b)
         )
 
@@ -292,7 +363,8 @@ def meeting(
     second: tuple[Machine, list[str]],
     folder: Path,
     *,
-    hold_back: frozenset[str] = frozenset(),
+    hold_back: Mapping[str, str] | None = None,
+    only: str = "",
 ) -> Iterator[Meeting]:
     """Run two peer programs, each on a machine of a laboratory, until the block ends."""
     told: queue.Queue[Told] = queue.Queue()
@@ -309,4 +381,4 @@ def meeting(
             )
             peers.append(Peer(name, program, log, told))
             stack.callback(peers[-1].end)
-        yield Meeting(peers[0], peers[1], told, hold_back)
+        yield Meeting(peers[0], peers[1], told, hold_back or {}, only)

@@ -1,6 +1,6 @@
 """Peers that the project did not write, and a server of ours for them to talk to.
 
-Each worker of a parallel run has a loopback of its own.  The programs here take neighbouring ports
+Each worker of a parallel run has a network of its own.  The programs here take neighbouring ports
 unasked (turnutils_peer), or ones that their protocol fixes (3479), and a relay hands out ports by
 the hundred: on one loopback the tests of two workers would sooner or later meet.
 """
@@ -35,7 +35,16 @@ PRIMARY, ALTERNATE = "127.0.0.1", "127.0.0.2"
 def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput") and is_privileged():
         unshare(CLONE_NEWNET)
-        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+        # ICE agents look for a network; this one ends in the same place, with nobody else on it.
+        for command in (
+            "link set lo up",
+            "link add natkit0 type veth peer name natkit1",
+            "address add 10.86.0.2/24 dev natkit0",
+            "address add fd86::2/64 dev natkit0 nodad",
+            "link set natkit0 up",
+            "link set natkit1 up",
+        ):
+            subprocess.run(["ip", *command.split()], check=True)
 
 
 def _missing(name: str, how: str) -> Any:

@@ -35,6 +35,8 @@ MODULES = {
     "turn-server": "target_turn_server",
     "turn-client": "target_turn_client",
     "probe": "target_probe",
+    "candidate": "target_ice",
+    "sdp": "target_ice",
 }
 PROPERTIES = {
     "examples-decode": (
@@ -52,6 +54,7 @@ PROPERTIES = {
     ),
     "examples-turn-server": ("tests/fuzz/test_fuzz_turn_server.py",),
     "examples-turn-client": ("tests/fuzz/test_fuzz_turn_client.py",),
+    "examples-ice": ("tests/fuzz/test_fuzz_ice.py",),
     "examples-probe": ("tests/fuzz/test_fuzz_probe.py", "tests/property/test_probe_verdicts.py"),
 }
 TAIL = 12
@@ -62,7 +65,7 @@ def one(name: str, arguments: list[str]) -> None:
     """Fuzz one target; libFuzzer ends the process."""
     import atheris
 
-    with atheris.instrument_imports(include=["stun", "turn", "nattype"]):
+    with atheris.instrument_imports(include=["stun", "turn", "ice", "nattype"]):
         module = import_module(f"tools.fuzz.{MODULES[name]}")
     check: Callable[[bytes], object]
     seeds: Callable[[], Iterator[bytes]]

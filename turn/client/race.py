@@ -9,7 +9,7 @@ stands aside: its methods *are* the winner's, so a packet costs what it costs wi
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from typing import Final
 
@@ -37,7 +37,8 @@ STAGGER: Final = 1000 * MILLISECOND
 class Race:
     """A :class:`stun.sansio.SocketMachine`: :meth:`start`, then :attr:`client` once it is decided.
 
-    Tells what the winner tells, from its ``Allocated`` on, or one ``Failed``.
+    Tells what the winner tells, from its ``Allocated`` on, or one ``Failed``.  ``handles`` numbers
+    the sockets, for a driver whose machine contains several races.
     """
 
     receive: Callable[[Received, Instant], None]
@@ -47,7 +48,12 @@ class Race:
     deadline: Callable[[], Instant | None]
 
     def __init__(
-        self, configs: Sequence[ClientConfig], *, entropy: Entropy, stagger: int = STAGGER
+        self,
+        configs: Sequence[ClientConfig],
+        *,
+        entropy: Entropy,
+        stagger: int = STAGGER,
+        handles: Iterator[Handle] | None = None,
     ) -> None:
         if not configs:
             raise UsageError("there is no server to ask")
@@ -55,7 +61,7 @@ class Race:
         self._entropy = entropy
         self._stagger = stagger
         self._configs = deque(configs)
-        self._handles = count(1)
+        self._handles = count(1) if handles is None else handles
         self._clients: list[Client] = []
         self._owners: dict[Handle, Client] = {}
         self.errors: list[StunError] = []

@@ -183,8 +183,7 @@ class Attachment(Generic[Event]):
         if output.server_name is not None or output.datagrams:
             self.pending.append(Closed(output.handle, Cause.TLS_FAILED, NO_TLS))
             return
-        ttl: int | None = getattr(output, "ttl", None)
-        connection = self.host.dial(self, output.handle, output.local, output.remote, ttl)
+        connection = self.host.dial(self, output.handle, output.local, output.remote, output.ttl)
         if isinstance(connection, Cause):
             self.pending.append(Closed(output.handle, connection))
         else:

@@ -195,6 +195,13 @@ def test_limit_of_rfc4571():
     assert stream.feed(b"abcde") == []
 
 
+def test_limit_of_rfc4571_is_raised_for_a_peer_that_is_known():
+    stream = Rfc4571Stream(limit=4)
+    stream.allow(6)
+    assert stream.feed(b"\x00\x06abcdef\x00\x07") == [b"abcdef"]
+    assert stream.error is not None
+
+
 def test_usage():
     with pytest.raises(UsageError):
         StunStream(limit=19)

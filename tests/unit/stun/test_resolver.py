@@ -6,6 +6,7 @@ import asyncio
 import socket
 import subprocess
 import sys
+import threading
 
 import dns.asyncresolver
 import dns.exception
@@ -155,3 +156,29 @@ def test_dnspython_is_not_loaded_when_it_is_not_needed():
         "sys.exit('dns' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_a_name_service_that_never_answers_holds_nobody(monkeypatch):
+    """Neither who gives up waiting nor, as asyncio's own threads would, the end of the program."""
+    answer = threading.Event()
+    ended = threading.Event()
+
+    def silent(*args, **options):
+        answer.wait(30)
+        ended.set()
+        raise socket.gaierror
+
+    monkeypatch.setattr(socket, "getaddrinfo", silent)
+
+    async def impatient():
+        asking = asyncio.create_task(resolve_async("plain.example:1"))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+
+    asyncio.run(impatient())
+    assert not ended.is_set()
+    answer.set()
+    assert ended.wait(30)

@@ -138,3 +138,29 @@ def test_a_socket_that_cannot_be_configured_is_closed(monkeypatch: pytest.Monkey
     with pytest.raises(OSError, match="no"):
         Stream.dial(1, ANY, ANY)
     assert made[0].fileno() == -1
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_only_the_first_syn_goes_few_hops(host: str) -> None:
+    level, option = socket.IPPROTO_IP, socket.IP_TTL
+    if ":" in host:
+        level, option = socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS
+    limits: list[int] = []
+
+    class Watched(socket.socket):
+        def connect(self, address: object) -> None:
+            limits.append(self.getsockopt(level, option))
+            super().connect(address)  # type: ignore[arg-type]
+
+    listener = Listener(1, Address(host, 0))
+    usual = listener.sock.getsockopt(level, option)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tcp.socket, "socket", Watched)
+        stream = Stream.dial(2, Address(host, 0), listener.local, ttl=2)
+    assert limits == [2]
+    assert stream.sock.getsockopt(level, option) == usual
+    assert usual > 2
+    select.select([], [stream.sock], [], 5)
+    assert stream.connected()
+    stream.close()
+    listener.close()

@@ -139,3 +139,10 @@ def test_an_icmp_error_is_for_whoever_sent(rng: random.Random) -> None:
 def test_nobody_to_ask(rng: random.Random) -> None:
     with pytest.raises(UsageError, match="no server"):
         Race([], entropy=rng.randbytes)
+
+
+def test_its_sockets_are_numbered_by_whoever_has_others(rng: random.Random) -> None:
+    configs = [ClientConfig(target, USER) for target in (UDP, TCP)]
+    numbers = iter((70, 80, 90))
+    desk = start(Desk(rng, machine=Race(configs, entropy=rng.randbytes, handles=numbers)))
+    assert [order.handle for order in desk.orders] == [70]

@@ -1,0 +1,1 @@
+"""natkit's agent with the interfaces of other projects, for programs that are written for those."""

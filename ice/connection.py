@@ -1,0 +1,222 @@
+"""The way to the peer, for one component, as a program uses it: send and receive.
+
+Theory of operation.  What arrives is appended to a deque, and one future wakes whoever waits; there
+is no task and no callback for a packet.  What is sent over a UDP socket of this host goes from
+:meth:`Connection.send` to the system call: the pair that data goes over says from which socket and
+where to, and is looked at anew only when it is another one.  Through a relay, or over TCP, a packet
+passes through the machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import TYPE_CHECKING, Any, Self
+
+from ice.component import Component
+from ice.pair import Pair
+from stun.errors import StunError, UsageError
+from stun.sansio import Address
+from stun.udp import UdpSocket
+
+if TYPE_CHECKING:
+    from ice.aio import Agent
+
+
+class Connection(AsyncIterator[bytes]):
+    """What :meth:`ice.Agent.connect` gives: packets to and from the peer.
+
+    Iterate over it to receive until it is over.
+    """
+
+    __slots__ = (
+        "__weakref__", "_agent", "_arrived", "_component", "_congested", "_counts", "_end",
+        "_limit", "_pair", "_port", "_receiver", "_remote", "_senders", "_sendto", "_time",
+    )  # fmt: skip
+
+    def __init__(self, agent: Agent, component: Component, limit: int) -> None:
+        self._agent = agent
+        self._component = component
+        self._limit = limit
+        self._arrived: deque[bytes] = deque()
+        self._receiver: asyncio.Future[None] | None = None
+        self._end: StunError | None = None
+        self._congested = False
+        self._senders: set[asyncio.Future[None]] = set()
+        self._counts: Counter[str] | None = None
+        self._pair: Pair | None = None
+        self._remote = Address("", 0)
+        self._port: UdpSocket | None = None
+        self._sendto: Callable[[Any, Any], int] | None = None
+        self._time: Callable[[], float] = time.monotonic
+
+    @property
+    def component(self) -> int:
+        """The component, from 1."""
+        return self._component.id
+
+    @property
+    def stream(self) -> int:
+        """The data stream, from 0."""
+        return self._component.stream
+
+    @property
+    def selected_pair(self) -> Pair | None:
+        """The pair that data goes over now; ``None`` while there is none."""
+        return self._component.pair
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """What was not delivered, in words for a person."""
+        return self._counts or {}
+
+    # Receiving. -----------------------------------------------------------------------------------
+
+    async def recv(self) -> bytes:
+        """Return the next packet.
+
+        Raises :class:`ice.ConnectionClosed` or :class:`ice.ConnectionLost` when it is over and
+        nothing is left.  One task at a time may wait.
+        """
+        arrived = self._arrived
+        while not arrived:
+            if self._end is not None:
+                raise self._end
+            if self._receiver is not None:
+                raise UsageError("recv: another task is waiting for the next packet already")
+            self._receiver = receiver = asyncio.get_running_loop().create_future()
+            try:
+                await receiver
+            finally:
+                self._receiver = None
+        return arrived.popleft()
+
+    def recv_nowait(self) -> bytes | None:
+        """Return the next packet if one is there."""
+        return self._arrived.popleft() if self._arrived else None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            return await self.recv()
+        except ConnectionError:
+            raise StopAsyncIteration from None
+
+    def feed(self, data: bytes) -> None:
+        """Take a packet that has arrived."""
+        if len(self._arrived) >= self._limit:
+            self._count("received and dropped: nobody took the ones before")
+            return
+        self._arrived.append(data)
+        receiver = self._receiver
+        if receiver is not None and not receiver.done():
+            receiver.set_result(None)
+
+    # Sending. -------------------------------------------------------------------------------------
+
+    async def send(self, data: bytes) -> None:
+        """Send a packet; nothing tells whether it arrives.
+
+        It has been handed to the kernel on return.  Where the way is a TCP connection that takes no
+        more, this waits until it does; otherwise it never waits.  While there is no pair, packets
+        are dropped and counted.
+        """
+        if self._congested:
+            await self._relief()
+        self.send_nowait(data)
+
+    def send_nowait(self, data: bytes) -> None:
+        """Send as :meth:`send` does, but never wait: a connection that is congested drops it."""
+        to = self._component
+        pair = to.pair
+        if pair is not self._pair:
+            self._route(pair)
+        sendto = self._sendto
+        if sendto is None:
+            self._send_otherwise(data)
+            return
+        to.sent = int(self._time() * 1e9)
+        try:
+            sendto(data, self._remote)
+        except OSError:
+            # Perhaps it is only the ICMP error of an earlier packet: the socket tells them apart.
+            assert self._port is not None
+            self._port.send(data, self._remote, self._port.local)
+        pair.packets_sent += 1  # type: ignore[union-attr]  # without a pair there is no socket
+        pair.octets_sent += len(data)  # type: ignore[union-attr]
+
+    def _send_otherwise(self, data: bytes) -> None:
+        if self._end is not None:
+            raise self._end
+        if not isinstance(data, bytes | bytearray | memoryview):
+            raise TypeError(f"send: {type(data).__name__} is not octets")
+        agent, to = self._agent, self._component
+        agent._must_be_open()
+        if not agent.machine.send(bytes(data), agent._now(), to.id, to.stream):
+            if to.connected_in < 0:
+                raise UsageError("send: not connected yet; await agent.connect() first")
+            self._count("not sent: there is no pair at the moment")
+        agent._flush()
+
+    def _route(self, pair: Pair | None) -> None:
+        """Find out how packets of this pair are sent."""
+        self._pair = pair
+        self._sendto = self._port = None
+        if pair is None or pair.base.relay or pair.base.transport != "udp":
+            return
+        # A zone is the machine's business.
+        if "%" in pair.base.address.host:
+            return
+        self._port = port = self._agent._socket_of(pair.base.address)
+        if port is not None:
+            self._remote = pair.remote_address
+            self._sendto = port.sock.sendto
+            self._time = asyncio.get_running_loop().time
+
+    async def _relief(self) -> None:
+        while self._congested and self._end is None:
+            sender = asyncio.get_running_loop().create_future()
+            self._senders.add(sender)
+            try:
+                await sender
+            finally:
+                self._senders.discard(sender)
+
+    # What the agent tells. ------------------------------------------------------------------------
+
+    def congest(self, *, congested: bool) -> None:
+        """Take note that the way is congested, or no more."""
+        self._congested = congested
+        if not congested:
+            self._relieve()
+
+    def revive(self) -> None:
+        """Take note that there is a pair."""
+        self._end = None
+        self._congested = False
+        self._relieve()
+
+    def end(self, why: StunError) -> None:
+        """Tell whoever waits that it is over."""
+        self._end = why
+        self._route(None)
+        self._relieve()
+        if self._receiver is not None and not self._receiver.done():
+            self._receiver.set_result(None)
+
+    def _relieve(self) -> None:
+        for sender in self._senders:
+            if not sender.done():
+                sender.set_result(None)
+
+    def _count(self, what: str) -> None:
+        if self._counts is None:
+            self._counts = Counter()
+        self._counts[what] += 1
+
+    def __repr__(self) -> str:
+        return f"<ice.Connection stream {self.stream} component {self.component} {self._pair}>"
