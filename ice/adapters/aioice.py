@@ -12,6 +12,7 @@ import asyncio
 import os
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -80,11 +81,14 @@ class Connection:
             self._servers.append(IceServer(uri, turn_username or "", turn_password or ""))
         # By name: the policy may be aioice's own.
         relayed = transport_policy.name == TransportPolicy.RELAY.name
-        self._config = config or Config(
-            components=components,
-            policy=Policy.RELAY if relayed else Policy.ALL,
-            ipv4=use_ipv4,
-            ipv6=use_ipv6,
+        base = config or Config()
+        # What hides or leaves out holds, whichever of the two says it.
+        self._config = replace(
+            base,
+            components=max(components, base.components),
+            policy=Policy.RELAY if relayed else base.policy,
+            ipv4=use_ipv4 and base.ipv4,
+            ipv6=use_ipv6 and base.ipv6,
         )
         self._agent: Agent | None = None
         self._line: Line | None = None
@@ -133,10 +137,11 @@ class Connection:
     def local_candidates(self) -> list[Candidate]:
         """What :meth:`gather_candidates` has found, those over UDP first.
 
-        Programs take the first one for the default destination of a peer without ICE.
+        Programs take the first one for the default destination of a peer without ICE, for which
+        a name will not do.
         """
         found = [] if self._agent is None else self._agent.local_candidates
-        return sorted(found, key=lambda candidate: candidate.transport != "udp")
+        return sorted(found, key=lambda one: (one.transport != "udp", one.is_name))
 
     @property
     def remote_candidates(self) -> list[Candidate]:

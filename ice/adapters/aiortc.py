@@ -10,16 +10,20 @@ number of STUN and TURN servers over every transport, consent by time, a change 
 
 from __future__ import annotations
 
+from functools import partial
+from types import ModuleType
 from typing import Any
 
 from aioice import ConnectionClosed
-from aiortc import rtcicetransport
+from aiortc import rtcicetransport, sdp
 from aiortc.rtcconfiguration import RTCIceServer
 
 from ice.adapters import aioice as adapter
+from ice.candidate import is_name
+from ice.config import Config
 from ice.servers import IceServer
 
-_theirs: dict[str, Any] = {}
+_theirs: dict[tuple[ModuleType, str], Any] = {}
 
 
 class Connection(adapter.Connection):
@@ -47,25 +51,39 @@ def connection_kwargs(servers: list[RTCIceServer]) -> dict[str, Any]:
     return {"servers": found}
 
 
-_OURS = {"Connection": Connection, "connection_kwargs": connection_kwargs}
+_write_address = sdp.ipaddress_to_sdp
 
 
-def install() -> None:
-    """Have aiortc make natkit's agents from now on.  Done twice it is done once."""
-    if not _theirs:
-        _theirs.update({name: getattr(rtcicetransport, name) for name in _OURS})
-        _set(_OURS)
+def ipaddress_to_sdp(address: str) -> str:
+    """Return what aiortc writes into a ``c=`` line.
+
+    It takes its first candidate for that, where a name "MUST NOT be used"
+    (draft-ietf-mmusic-mdns-ice-candidates section 3.1.2.4): then it is the unspecified address.
+    """
+    return _write_address("0.0.0.0" if is_name(address) else address)  # noqa: S104
+
+
+def install(config: Config | None = None) -> None:
+    """Have aiortc make natkit's agents from now on, with this configuration.
+
+    Done again it is the latest configuration that counts.
+    """
+    make = Connection if config is None else partial(Connection, config=config)
+    ours = {
+        (rtcicetransport, "Connection"): make,
+        (rtcicetransport, "connection_kwargs"): connection_kwargs,
+        (sdp, "ipaddress_to_sdp"): ipaddress_to_sdp,
+    }
+    for (module, name), value in ours.items():
+        _theirs.setdefault((module, name), getattr(module, name))
+        setattr(module, name, value)
 
 
 def uninstall() -> None:
     """Have aiortc make aioice's again.  Connections that there are stay what they are."""
-    _set(_theirs)
+    for (module, name), value in _theirs.items():
+        setattr(module, name, value)
     _theirs.clear()
-
-
-def _set(values: dict[str, Any]) -> None:
-    for name, value in values.items():
-        setattr(rtcicetransport, name, value)
 
 
 __all__ = ["install", "uninstall"]

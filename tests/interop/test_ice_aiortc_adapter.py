@@ -12,6 +12,7 @@ import pytest
 rtc = pytest.importorskip("aiortc")
 
 import ice.adapters.aiortc as adapter  # noqa: E402
+from ice.config import Config  # noqa: E402
 from ice.servers import IceServer  # noqa: E402
 
 
@@ -124,3 +125,16 @@ def test_it_can_be_undone() -> None:
     with installed():
         assert rtcicetransport.Connection is adapter.Connection
     assert rtcicetransport.Connection is before
+
+
+async def test_the_configuration_that_it_was_installed_with_is_that_of_each_agent() -> None:
+    config = Config(tcp=False)
+    adapter.install()
+    adapter.install(config)
+    try:
+        made = peer()
+        made.createDataChannel("first")
+    finally:
+        adapter.uninstall()
+    assert connection_of(made.sctp)._config == config
+    await made.close()

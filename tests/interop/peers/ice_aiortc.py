@@ -25,28 +25,13 @@ PATIENCE = 25
 
 
 def use_natkit(config: dict[str, Any]) -> None:
-    """Have aiortc run on natkit's agent.
-
-    What that may be told beyond its servers is nothing that an aiortc program says.
-    """
+    """Have aiortc run on natkit's agent."""
     import ice
     import ice.adapters.aiortc
 
-    ice.adapters.aiortc.install()
-    if config:
-        if "mdns" in config:
-            config["mdns"] = ice.Mdns(config["mdns"])
-            # It writes its first candidate to the c= line, where a name "MUST NOT be used"
-            # (draft-ietf-mmusic-mdns-ice-candidates section 3.1.2.4).
-            write = aiortc.sdp.ipaddress_to_sdp
-            aiortc.sdp.ipaddress_to_sdp = lambda addr: write(
-                "0.0.0.0" if addr.endswith(".local") else addr
-            )
-        arguments = aiortc.rtcicetransport.connection_kwargs
-        aiortc.rtcicetransport.connection_kwargs = lambda servers: {
-            **arguments(servers),
-            "config": ice.Config(**config),
-        }
+    if "mdns" in config:
+        config["mdns"] = ice.Mdns(config["mdns"])
+    ice.adapters.aiortc.install(ice.Config(**config))
 
 
 class Mailboxes:

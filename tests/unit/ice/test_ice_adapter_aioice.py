@@ -201,3 +201,12 @@ def test_the_arguments_of_aioice(policy: Enum) -> None:
     assert (connection.local_username, connection.local_password) == ("abcd", "x" * 22)
     assert connection.local_candidates == []
     assert connection.agent.local_ufrag == "abcd"
+
+
+def test_a_configuration_never_loosens_what_the_arguments_say() -> None:
+    given = Config(loopback=True, ipv4=False, components=2)
+    connection = Connection(True, transport_policy=TransportPolicy.RELAY, config=given)
+    assert connection._config == replace(given, policy=Policy.RELAY)
+    hidden = Config(policy=Policy.RELAY)
+    assert Connection(True, config=hidden)._config == hidden
+    assert not Connection(True, use_ipv6=False, config=Config())._config.ipv6
