@@ -27,6 +27,7 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
+import time
 from collections import Counter
 from collections.abc import (
     AsyncIterator,
@@ -37,9 +38,10 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self
 
 from ice.candidate import Candidate
 from ice.config import Config, Credentials, Interface, Mdns, Policy, Server
@@ -65,7 +67,7 @@ from ice.machine import AgentMachine
 from ice.pair import Pair
 from ice.servers import IceServer, ServerLike, Wanted, as_wanted, look_up
 from ice.view import AgentView
-from stun.errors import StunError
+from stun.errors import StunError, UsageError
 from stun.sansio import Address
 from stun.udp import UdpSocket
 from turn.client.setup import as_credentials
@@ -73,6 +75,7 @@ from turn.client.setup import as_credentials
 if TYPE_CHECKING:
     from ice.explain import Explanation
     from ice.mdns import Membership
+    from ice.stats import Statistics
     from ice.watch import Watching
     from stun.credentials import LongTerm, ThirdParty
     from stun.tls import ClientTls
@@ -198,6 +201,30 @@ class Agent:
         from ice.explain import explain
 
         return explain(self._view, self._now())
+
+    def statistics(self) -> Statistics:
+        """Count what each pair has carried, and measure it; ``.rtc()`` has WebRTC's names."""
+        from ice.stats import statistics
+
+        machine, view = self._machine, self._view
+        return statistics(
+            view,
+            self._now(),
+            measured=machine.measured,
+            selections=view.selections,
+            unsent=machine.unsent,
+        )
+
+    def write_timeline(self, file: BinaryIO) -> None:
+        """Write the checks and events that were kept as a pcapng file, for Wireshark.
+
+        Raises :class:`stun.errors.UsageError` without ``Config.timeline``.
+        """
+        from ice.timeline import write_pcapng
+
+        if self._machine.timeline is None:
+            raise UsageError("nothing was kept: ask for it by ice.Config(timeline=256)")
+        write_pcapng(self._machine.timeline, file, epoch=time.time_ns() - self._now())
 
     # Gathering. -----------------------------------------------------------------------------------
 
@@ -514,7 +541,12 @@ class Agent:
             raise self._closed
 
     def _now(self) -> int:
-        return 0 if self._driver is None else self._driver.now()
+        if self._driver is not None:
+            return self._driver.now()
+        # The driver's clock, also for what is told before there is one: patience counts from it.
+        with suppress(RuntimeError):
+            return int(asyncio.get_running_loop().time() * 1e9)
+        return 0
 
     def _flush(self) -> None:
         if self._driver is not None:

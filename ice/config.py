@@ -142,6 +142,8 @@ class Config:
 
     watch_network: int = 3 * SECOND
     """How often at least to look whether this host has other addresses; 0: not at all."""
+    timeline: int = 0
+    """How many checks and events are kept for :meth:`ice.Agent.write_timeline`; 0: none."""
     receive_buffer: int = 1024
     """Packets kept for whoever reads; the newest are dropped, and counted, beyond."""
     software: str | None = None

@@ -76,6 +76,7 @@ from ice.pair import Pair
 from ice.permissions import Permissions
 from ice.selection import Selection
 from ice.session import Session, make_credentials, ufrag_of
+from ice.timeline import Timeline
 from stun.demux import MAGIC_COOKIE
 from stun.errors import DropReason, UsageError
 from stun.sansio import (
@@ -126,15 +127,14 @@ class AgentMachine:
             deliver=self._deliver,
             controlling=lambda: self._checker.controlling,
         )
+        self.timeline = Timeline(config.timeline) if config.timeline else None
+        """The latest checks, and the first; whoever drives this adds what happened."""
+        send = hub.send if self.timeline is None else self.timeline.tap(hub.send)
         self._checker = checker = Checker(
-            config,
-            controlling=controlling,
-            entropy=entropy,
-            send=hub.send,
-            open_path=hub.open_path,
+            config, controlling=controlling, entropy=entropy, send=send, open_path=hub.open_path
         )
         self._monitor = Monitor(config, entropy=entropy, probe=checker.probe)
-        self._consent = Consent(config, entropy=entropy, probe=checker.probe, send=hub.send)
+        self._consent = Consent(config, entropy=entropy, probe=checker.probe, send=send)
         self._selection = Selection(config, checker, self._consent, self._monitor, self._queue)
         self._conclusion = Conclusion(config.streams, hub, checker, self._selection)
         self._permissions = Permissions(hub.open_path)
@@ -386,6 +386,8 @@ class AgentMachine:
         # RFC 7983: 0 to 3 is STUN; data of an application may begin so too, but has no cookie.
         if data and data[0] < 4 and data[4:8] == MAGIC_COOKIE:
             self._awake = True
+            if self.timeline is not None:
+                self.timeline.received(base, remote, data, now)
             self._checker.stun(base, remote, data, now)
             return
         pair = self._pair_of(base, remote)

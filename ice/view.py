@@ -45,7 +45,7 @@ class AgentView:
 
     __slots__ = (
         "_machine", "events", "failure", "has_all_remote", "has_credentials", "is_gathered",
-        "local", "missing", "remote", "servers", "started",
+        "local", "missing", "remote", "selections", "servers", "started",
     )  # fmt: skip
 
     def __init__(self, machine: AgentMachine) -> None:
@@ -53,6 +53,8 @@ class AgentView:
         self.started: Instant = 0
         self.servers: Sequence[Server] = ()
         self.failure = ""
+        self.selections = 0
+        """How often data went over another pair than before, the first one included."""
         self.events: list[Note] = []
         self._begin()
 
@@ -105,8 +107,10 @@ class AgentView:
                 self.failure = event.why
             case Connected():
                 self.failure = ""
+                self.selections += 1
                 self._note(f"data may pass on {_path(event.pair)}", now)
             case Selected():
+                self.selections += event.pair is not event.previous
                 self._note(f"data goes over {_path(event.pair)}: {event.why.value}", now)
             case ConsentLost():
                 self._note(f"consent was lost on {_path(event.pair)}", now)
@@ -121,6 +125,8 @@ class AgentView:
         if len(self.events) >= MOST_NOTES:
             del self.events[MOST_NOTES // 2]
         self.events.append(Note(now, what))
+        if self._machine.timeline is not None:
+            self._machine.timeline.event(what, now)
 
     # What is read off the machine. ----------------------------------------------------------------
 

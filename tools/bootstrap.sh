@@ -99,6 +99,7 @@ interop)
     need "real NATs need nftables and iproute2, going on without; run" nft=nftables ip=iproute2
     need "some peers are missing, their tests will be skipped; run" \
         turnserver=coturn stun=stun-client openssl=openssl redis-server=redis-server haproxy=haproxy \
+        tshark=tshark tcpdump=tcpdump \
         chromium=chromium go=golang-go \
         /usr/share/gocode/src/github.com/pion/turn/v2=golang-github-pion-turn.v2-dev \
         /usr/share/gocode/src/github.com/pion/ice/v2=golang-github-pion-ice.v2-dev \

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import io
+import json
 import os
 import random
 import socket
@@ -27,6 +29,7 @@ from ice.events import (
     Restarted,
 )
 from ice.interfaces import LocalAddress
+from ice.timeline import Event, Packet
 from stun.errors import DropReason, StunError, UsageError
 from stun.sansio import MILLISECOND, SECOND
 
@@ -604,4 +607,68 @@ def test_nothing_waits_on_the_clock() -> None:
             assert time.monotonic() - began < 5  # it is a test, not a benchmark
 
     assert os.name == "posix"
+    run(main)
+
+
+def test_statistics_count_what_was_carried() -> None:
+    async def main() -> None:
+        async with pair() as (one, other):
+            here, there = await connected(one, other)
+            for _ in range(3):
+                await here.send(b"12345")
+                assert await there.recv() == b"12345"
+            sent, received = one.statistics(), other.statistics()
+            assert (sent.packets_sent, sent.bytes_sent, sent.unsent) == (3, 15, 0)
+            assert (received.packets_received, received.bytes_received) == (3, 15)
+            assert sent.selections == 1
+            (selected,) = (found for found in sent.pairs if found.selected)
+            assert selected.packets_sent == 3
+            report = sent.rtc()
+            assert report[selected.id]["bytesSent"] == 15
+            json.dumps(report)
+
+    run(main)
+
+
+def test_the_timeline_is_written_as_pcapng(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with pair(replace(CONFIG, timeline=64)) as (one, other):
+            await connected(one, other)
+            timeline = one.machine.timeline
+            assert timeline is not None
+            entries = [*timeline]
+            packets = [entry for entry in entries if isinstance(entry, Packet)]
+            assert {packet.outgoing for packet in packets} == {True, False}
+            assert any(isinstance(entry, Event) and "data goes" in entry.what for entry in entries)
+            with (tmp_path / "checks.pcapng").open("wb") as file:
+                one.write_timeline(file)
+            written = (tmp_path / "checks.pcapng").read_bytes()
+            assert written.startswith(b"\x0a\x0d\x0d\x0a")
+            assert all(packet.data in written for packet in packets)
+
+    run(main)
+
+
+def test_nothing_is_kept_unless_asked_for() -> None:
+    async def main() -> None:
+        async with pair() as (one, _):
+            assert one.machine.timeline is None
+            with pytest.raises(UsageError, match="timeline=256"):
+                one.write_timeline(io.BytesIO())
+
+    run(main)
+
+
+def test_what_is_told_before_gathering_has_a_time() -> None:
+    # The patience of RFC 8863 counts from the peer's credentials, whenever they come.
+    async def main() -> None:
+        patient = replace(CONFIG, patience=60 * SECOND)
+        async with ice.Agent(controlling=True, config=patient) as agent:
+            agent.set_remote_credentials("peer", "p" * 24)
+            await agent.add_remote_candidate(None)
+            _ = [candidate async for candidate in agent.gather()]
+            with pytest.raises(ice.ConnectionFailed, match=r"0\.2"):
+                await agent.connect(0.2)
+            assert agent.state is not AgentState.FAILED
+
     run(main)
