@@ -60,7 +60,7 @@ def ipaddress_to_sdp(address: str) -> str:
     It takes its first candidate for that, where a name "MUST NOT be used"
     (draft-ietf-mmusic-mdns-ice-candidates section 3.1.2.4): then it is the unspecified address.
     """
-    return _write_address("0.0.0.0" if is_name(address) else address)  # noqa: S104
+    return str(_write_address("0.0.0.0" if is_name(address) else address))  # noqa: S104
 
 
 def install(config: Config | None = None) -> None:
