@@ -46,6 +46,7 @@ KINDS: Final = (
 )
 TURN_PORT: Final = 3478
 USER, PASSWORD = "alice", "sesame"
+COTURN_PORT: Final = 3500
 _BY_PORT: Final = {"port-restricted-cone", "symmetric-sequential", "symmetric"}
 """Kinds that let a packet in only from an endpoint that they have sent one to."""
 _SYMMETRIC: Final = {"symmetric-sequential", "symmetric"}
@@ -87,6 +88,27 @@ def turnd(lab: Lab, folder: Path, *options: str) -> Iterator[Relay]:
     said = log.read_text()
     if status or "Traceback" in said:
         raise PeersFailed(f"turnd ended with {status}: {said}")
+
+
+@contextmanager
+def coturn(lab: Lab, folder: Path, program: str) -> Iterator[Relay]:
+    """Run coturn there, beside turnd, for TURN over UDP and TCP."""
+    host, log = lab.server_addresses()[0], folder / "coturn.log"
+    options = (
+        f"-n --no-cli --no-tls --no-dtls --log-file stdout --simple-log -L {host} -E {host}"
+        f" -p {COTURN_PORT} -r example.org --lt-cred-mech -u {USER}:{PASSWORD}"
+        f" --pidfile {folder / 'pid'} --userdb {folder / 'db'}"
+        # turnd gives out ports, too.
+        " --min-port 40000 --max-port 44999"
+    )
+    with (
+        log.open("wb") as out,
+        lab.server.popen([program, *options.split()], stdout=out, stderr=out) as process,
+    ):
+        wait_for(lab, (host, COTURN_PORT), log)
+        yield Relay(f"turn:{host}:{COTURN_PORT}?transport=udp", USER, PASSWORD)
+        process.terminate()
+        process.wait(10)
 
 
 def wait_for(lab: Lab, address: tuple[str, int], log: Path) -> None:

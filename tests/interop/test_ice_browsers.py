@@ -25,7 +25,7 @@ from typing import Any
 import pytest
 
 from nattype.lab import Lab
-from tools.icelab import ROOT, TURN_PORT, turnd, wait_for
+from tools.icelab import ROOT, TURN_PORT, coturn, turnd, wait_for
 from tools.icepeers import Relay
 
 pytestmark = pytest.mark.interop
@@ -315,16 +315,26 @@ def test_through_two_nats(nats: Scene, browser: Browser, page_offers: bool) -> N
     assert "relay" not in {found.local, found.remote}
 
 
-def test_by_a_relay_alone(nats: Scene, browser: Browser, page_offers: bool) -> None:
-    relay = {
-        "urls": [nats.relay.url],
-        "username": nats.relay.username,
-        "credential": nats.relay.password,
-    }
+@pytest.fixture(params=["turnd", "coturn"])
+def relay(
+    request: pytest.FixtureRequest,
+    nats: Scene,
+    require_peer: Callable[..., str],
+    tmp_path: Path,
+) -> Iterator[Relay]:
+    if request.param == "turnd":
+        yield nats.relay
+    else:
+        with coturn(nats.lab, tmp_path, require_peer("turnserver", "coturn")) as theirs:
+            yield theirs
+
+
+def test_by_a_relay_alone(nats: Scene, browser: Browser, page_offers: bool, relay: Relay) -> None:
+    told = {"urls": [relay.url], "username": relay.username, "credential": relay.password}
     found = nats.meet(
         browser,
         page_offers=page_offers,
-        ice={"iceServers": [relay], "iceTransportPolicy": "relay"},
+        ice={"iceServers": [told], "iceTransportPolicy": "relay"},
     )
     assert (found.local, found.remote) == ("relay", "relay")
 

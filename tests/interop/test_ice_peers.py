@@ -22,7 +22,7 @@ import pytest
 
 from nattype.lab import Lab
 from tools.certificate import write_self_signed
-from tools.icelab import NATKIT, PASSWORD, TURN_PORT, USER, turnd, wait_for
+from tools.icelab import NATKIT, TURN_PORT, coturn, turnd
 from tools.icepeers import Connected, Relay, Setup, meeting
 
 pytestmark = pytest.mark.interop
@@ -32,7 +32,7 @@ OTHERS = ("aioice", "libnice", "pion")
 TCP_ABLE = ("libnice", "pion")
 """aioice has no TCP candidates."""
 ROLES = {"controlling": True, "controlled": False}
-COTURN_PORT, TLS_PORT = 3500, 5349
+TLS_PORT = 5349
 
 Commands = Callable[[str], list[str]]
 
@@ -193,25 +193,13 @@ def relays(
                 *("--cert", certificate, "--key", certificate),
             )
         )
-        log = stack.enter_context((folder / "coturn.log").open("wb"))
-        theirs = Relay(f"turn:{host}:{COTURN_PORT}?transport=udp", USER, PASSWORD)
-        options = (
-            f"-n --no-cli --no-tls --no-dtls --log-file stdout --simple-log -L {host} -E {host}"
-            f" -p {COTURN_PORT} -r example.org --lt-cred-mech -u {USER}:{PASSWORD}"
-            f" --pidfile {folder / 'pid'} --userdb {folder / 'db'}"
-            # turnd gives out ports, too.
-            " --min-port 40000 --max-port 44999"
-        )
-        with lab.server.popen([program, *options.split()], stdout=log, stderr=log) as process:
-            wait_for(lab, (host, COTURN_PORT), folder / "coturn.log")
-            ours = ours._replace(authorities=certificate)
-            scene = Scene(lab, Setup(relay=ours, relay_only=True), command, folder)
-            yield {
-                "turnd": scene,
-                "coturn": scene._replace(setup=replace(scene.setup, relay=theirs)),
-            }
-            process.terminate()
-            process.wait(10)
+        theirs = stack.enter_context(coturn(lab, folder, program))
+        ours = ours._replace(authorities=certificate)
+        scene = Scene(lab, Setup(relay=ours, relay_only=True), command, folder)
+        yield {
+            "turnd": scene,
+            "coturn": scene._replace(setup=replace(scene.setup, relay=theirs)),
+        }
 
 
 @pytest.fixture(params=ROLES)
