@@ -367,3 +367,12 @@ def test_udp_is_preferred(cables: Scene, other: str, controlling: bool) -> None:
         settled=lambda found: found.transports == {"udp"},
     )
     assert found.transports == {"udp"}
+
+
+def test_with_itself_over_tcp_through_two_nats(nats: Scene) -> None:
+    """Neither NAT lets the other's connection in unless both sides open one at once."""
+    found = nats.meet("natkit", "natkit", transports=("tcp",))
+    assert found.transports == {"tcp"}
+    assert not found.relayed
+    assert found.a.remote.address == nats.lab.box(site="b").ipv4
+    assert found.b.remote.address == nats.lab.box(site="a").ipv4
