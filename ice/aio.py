@@ -30,10 +30,8 @@ import ssl
 import time
 from collections import Counter
 from collections.abc import (
-    AsyncIterator,
     Callable,
     Coroutine,
-    Generator,
     Iterable,
     Mapping,
     Sequence,
@@ -62,6 +60,7 @@ from ice.events import (
     Restarted,
     Selected,
 )
+from ice.gathering import Gathering
 from ice.interfaces import LocalAddress, filter_and_rank, local_addresses
 from ice.machine import AgentMachine
 from ice.pair import Pair
@@ -583,39 +582,6 @@ class Agent:
             self._gathered = False
             self._machine.network_changed(self._last, self._now())
             self._flush()
-
-
-class Gathering(AsyncIterator[Candidate]):
-    """The candidates of one generation: iterate, or await all of them as a list."""
-
-    def __init__(self, agent: Agent, stream: int | None) -> None:
-        self._agent = agent
-        self._stream = stream
-        self._generation = agent._generation
-        self._next = 0
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Candidate:
-        agent = self._agent
-        while agent._generation == self._generation:
-            while self._next < len(agent._local):
-                found = agent._local[self._next]
-                self._next += 1
-                if self._stream in (None, found.stream):
-                    return found.candidate
-            agent._must_be_open()
-            if agent._gathered:
-                break
-            await agent._news()
-        raise StopAsyncIteration
-
-    def __await__(self) -> Generator[Any, None, list[Candidate]]:
-        return self._all().__await__()
-
-    async def _all(self) -> list[Candidate]:
-        return [candidate async for candidate in self]
 
 
 def _is_plain(server: Wanted | Server) -> bool:
