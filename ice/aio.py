@@ -27,19 +27,17 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
-import time
 from collections import Counter
 from collections.abc import (
     Callable,
     Coroutine,
     Iterable,
-    Mapping,
     Sequence,
 )
 from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from ice.candidate import Candidate
 from ice.config import Config, Credentials, Interface, Mdns, Policy, Server
@@ -64,17 +62,17 @@ from ice.gathering import Gathering
 from ice.interfaces import LocalAddress, filter_and_rank, local_addresses
 from ice.machine import AgentMachine
 from ice.pair import Pair
+from ice.reports import Reports
 from ice.servers import IceServer, ServerLike, Wanted, as_wanted, look_up
 from ice.view import AgentView
-from stun.errors import StunError, UsageError
+from stun.errors import StunError
 from stun.sansio import Address
 from stun.udp import UdpSocket
 from turn.client.setup import as_credentials
 
 if TYPE_CHECKING:
-    from ice.explain import Explanation
     from ice.mdns import Membership
-    from ice.stats import Statistics
+    from ice.spread.order import Progress, Spread
     from ice.watch import Watching
     from stun.credentials import LongTerm, ThirdParty
     from stun.tls import ClientTls
@@ -85,7 +83,7 @@ MOST_LOOKUPS: Final = 64
 """``.local`` names of the peer that are looked up at once."""
 
 
-class Agent:
+class Agent(Reports):
     """One side of an ICE session.
 
     ``controlling``: whether this side decides on the pair, which the one that makes the offer
@@ -173,6 +171,11 @@ class Agent:
         """Whether this side decides; a role conflict may have changed it."""
         return self._machine.controlling
 
+    def take_role(self, *, controlling: bool) -> None:
+        """Take the role that was agreed on with the peer, where gathering began before that."""
+        self._machine.take_role(controlling=controlling, now=self._now())
+        self._flush()
+
     @property
     def state(self) -> AgentState:
         """How far it is: checking, connected, completed, failed and so on."""
@@ -182,48 +185,6 @@ class Agent:
     def machine(self) -> AgentMachine:
         """The agent without sockets, for whoever wants to look closely."""
         return self._machine
-
-    @property
-    def counters(self) -> Mapping[str, int]:
-        """What was sent, received and dropped, in words for a person."""
-        counts: Counter[str] = Counter()
-        for reason, number in self._machine.drops.items():
-            counts[f"received and dropped: {reason.value}"] += number
-        if self._driver is not None:
-            counts.update(self._driver.counters)
-        for connection in self._connections.values():
-            counts.update(connection.counters)
-        return counts
-
-    def explain(self) -> Explanation:
-        """Say why each pair won, lost or failed; ``.text()`` and ``.json()`` of it are for use."""
-        from ice.explain import explain
-
-        return explain(self._view, self._now())
-
-    def statistics(self) -> Statistics:
-        """Count what each pair has carried, and measure it; ``.rtc()`` has WebRTC's names."""
-        from ice.stats import statistics
-
-        machine, view = self._machine, self._view
-        return statistics(
-            view,
-            self._now(),
-            measured=machine.measured,
-            selections=view.selections,
-            unsent=machine.unsent,
-        )
-
-    def write_timeline(self, file: BinaryIO) -> None:
-        """Write the checks and events that were kept as a pcapng file, for Wireshark.
-
-        Raises :class:`stun.errors.UsageError` without ``Config.timeline``.
-        """
-        from ice.timeline import write_pcapng
-
-        if self._machine.timeline is None:
-            raise UsageError("nothing was kept: ask for it by ice.Config(timeline=256)")
-        write_pcapng(self._machine.timeline, file, epoch=time.time_ns() - self._now())
 
     # Gathering. -----------------------------------------------------------------------------------
 
@@ -369,6 +330,43 @@ class Agent:
             self._mdns = join()
         return self._mdns
 
+    # Beyond plain ICE. ----------------------------------------------------------------------------
+
+    def predict(self, offsets: Sequence[int] = (), *, ports: Sequence[int] = ()) -> list[Candidate]:
+        """Tell candidates of ports that this side's NAT is expected to give out next.
+
+        ``offsets`` are from the port of each server-reflexive candidate that has been found, over
+        UDP and for TCP simultaneous open; ``ports`` are ports as they are, on the same addresses.
+        The peer checks them in this order, after all others but relays; what it costs to check
+        others first is saved by ``Config(tell=...)``, and by a lower ``Config.ta`` on both sides.
+
+        To be called before the peer is told that there are no more candidates.  Returns those that
+        are new; they are :class:`ice.events.LocalCandidate` events, too.
+        """
+        self._must_be_open()
+        made = self._machine.predict(offsets, self._now(), ports=ports)
+        self._flush()
+        return made
+
+    def spread(self, order: Spread) -> Progress:
+        """Begin birthday probing (:class:`ice.spread.order.Spread`), once the peer is known.
+
+        It sends many packets, as many as ``order`` says and as fast, so it is for whoever asks for
+        it.  It waits for a candidate of both sides; ends, with
+        :class:`ice.events.SpreadEnded`, when a direct pair works, its packets or its time are used
+        up, or the agent is restarted or closed.  What is returned shows how far it is.
+        """
+        self._must_be_open()
+        progress = self._machine.spread(order, self._now())
+        self._flush()
+        return progress
+
+    def stop_spreads(self) -> None:
+        """End birthday probing; what it has found stays."""
+        self._must_be_open()
+        self._machine.stop_spreads(self._now())
+        self._flush()
+
     # Connecting. ----------------------------------------------------------------------------------
 
     async def connect(self, timeout: float | None = 30.0) -> Connection:  # noqa: ASYNC109
@@ -482,7 +480,9 @@ class Agent:
                 self._gathered = True
             case Connected() | Selected():
                 self._reroute(event.pair)
-            case Disconnected() | CandidateNotGathered():
+            case Disconnected():
+                self.connection(event.component, event.stream).leave()
+            case CandidateNotGathered():
                 pass
             case Failed():
                 self._component_failed(event)

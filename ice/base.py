@@ -9,6 +9,7 @@ has to be opened, and it may end.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import Literal, TypeAlias
 
 from ice.candidate import Candidate, TcpType
@@ -49,6 +50,16 @@ class Base:
 # What the hub (everything that has sockets) tells. ------------------------------------------------
 
 
+class Standing(Enum):
+    """How a local candidate came to be."""
+
+    GATHERED = "gathered"
+    PREDICTED = "predicted"
+    """Nobody has seen it yet: a port that the NAT is expected to give out."""
+    MET = "met"
+    """Of a socket that the peer has met by a check already, so there is nothing to tell it."""
+
+
 @dataclass(frozen=True, slots=True)
 class CandidateFound:
     """There is another local candidate.  ``server``: who told of it, empty for a host candidate."""
@@ -56,6 +67,7 @@ class CandidateFound:
     candidate: Candidate
     base: Base
     server: str = ""
+    standing: Standing = Standing.GATHERED
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +134,18 @@ class PathCongested:
     relieved: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class PathFound:
+    """A check of the peer, ``data``, has come to a socket that has become a base by that.
+
+    It follows the base's candidate, without which the check would mean nothing.
+    """
+
+    base: Base
+    remote: Address
+    data: bytes
+
+
 HubEvent: TypeAlias = (
     CandidateFound
     | CandidateNotFound
@@ -131,4 +155,5 @@ HubEvent: TypeAlias = (
     | BaseLost
     | PathUnreachable
     | PathCongested
+    | PathFound
 )

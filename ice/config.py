@@ -20,6 +20,7 @@ MOST_COMPONENTS: Final = 256
 
 
 MOST_SIMULTANEOUS: Final = 8
+MOST_ATTEMPTS: Final = 64
 
 
 class Nomination(StrEnum):
@@ -37,6 +38,20 @@ class Policy(StrEnum):
     ALL = "all"
     RELAY = "relay"
     """Nothing but relays: the peer never learns an address of this host."""
+
+
+class Tell(StrEnum):
+    """Which candidates the peer is told; checks may be sent from all of them.
+
+    What the peer is not told it does not check.  That matters where each endpoint contacted costs a
+    port of a NAT whose next ports are to be predicted.
+    """
+
+    ALL = "all"
+    PUBLIC = "public"
+    """None with a private or link-local address (RFC 1918, RFC 4193, RFC 6598)."""
+    PREDICTED = "predicted"
+    """Only those of :meth:`ice.Agent.predict`."""
 
 
 class Mdns(StrEnum):
@@ -95,6 +110,7 @@ class Config:
     streams: int = 1
     lite: bool = False
     policy: Policy = Policy.ALL
+    tell: Tell = Tell.ALL
     udp: bool = True
     tcp: bool = True
     ipv4: bool = True
@@ -111,6 +127,9 @@ class Config:
     simultaneous_open: int = 1
     """Ports for TCP simultaneous open (RFC 6544) on each address and component; 0 for none.  NATs
     that spoil a pair of ports by one failed attempt are got through sooner with 2 or 3."""
+    low_ttl_first: bool = False
+    """The first SYN of a simultaneous open dies on its way, so that none reaches the peer's NAT
+    before the peer's own has gone out: for NATs that take offence.  It costs about a second."""
     relay_tcp: bool = False
     """Relayed TCP candidates as well (RFC 6062), from TURN servers that are reached by TCP."""
     gather_timeout: int = 10 * SECOND
@@ -118,7 +137,18 @@ class Config:
 
     nomination: Nomination = Nomination.REGULAR
     ta: int = 50 * MILLISECOND
-    """Between two new checks (RFC 8445 section 14.2)."""
+    """Between two new checks.  RFC 8445 section 14.2: 50 ms unless another value was agreed on with
+    the peer, and never so low that checks are sent "more often than once every 5 ms".  Where ports
+    are predicted, 5 ms is the value to agree on: nobody else should take one meanwhile."""
+    opening_ttl: int | None = None
+    """How far a packet goes that precedes the first check to each server-reflexive candidate of the
+    peer over UDP: it opens this side's NAT and does not reach the peer's, which may resent what
+    comes before its own side has sent.  2 passes one NAT.  ``None``: there is none."""
+    opening_wait: int = 300 * MILLISECOND
+    """How long the check follows after that: so much may the peer be later."""
+    tcp_attempts: int = 5
+    """TCP connections that are dialled at a time at one IP address of the peer: an agent "SHOULD
+    NOT have more than 5" (RFC 6544 section 12), but predicted ports are worth more."""
     rto: int = 500 * MILLISECOND
     """The least retransmission time of a check (RFC 8445 section 14.3)."""
     ti: int = TI
@@ -168,6 +198,10 @@ class Config:
         if not 0 <= self.simultaneous_open <= MOST_SIMULTANEOUS:
             text = f"{self.simultaneous_open} ports for simultaneous open: at most"
             raise UsageError(f"{text} {MOST_SIMULTANEOUS}")
+        if self.opening_ttl is not None and not 1 <= self.opening_ttl <= 255:
+            raise UsageError(f"opening_ttl {self.opening_ttl}: 1 to 255 hops")
+        if not 1 <= self.tcp_attempts <= MOST_ATTEMPTS:
+            raise UsageError(f"tcp_attempts {self.tcp_attempts}: 1 to {MOST_ATTEMPTS}")
         for name in ("ta", "rto", "ti", "consent_interval", "consent_timeout", "keepalive"):
             if getattr(self, name) <= 0:
                 raise UsageError(f"{name} must be positive")

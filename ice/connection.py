@@ -1,10 +1,12 @@
 """The way to the peer, for one component, as a program uses it: send and receive.
 
 Theory of operation.  What arrives is appended to a deque, and one future wakes whoever waits; there
-is no task and no callback for a packet.  What is sent over a UDP socket of this host goes from
-:meth:`Connection.send` to the system call: the pair that data goes over says from which socket and
-where to, and is looked at anew only when it is another one.  Through a relay, or over TCP, a packet
-passes through the machine.
+is no task and no callback for a packet.  Whoever would only hand packets on can have them as they
+come instead (:meth:`Connection.divert`), with no queue between.
+
+What is sent over a UDP socket of this host goes from :meth:`Connection.send` to the system call:
+the pair that data goes over says from which socket and where to, and is looked at anew only when it
+is another one.  Through a relay, or over TCP, a packet passes through the machine.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from ice.component import Component
 from ice.pair import Pair
@@ -25,6 +27,31 @@ if TYPE_CHECKING:
     from ice.aio import Agent
 
 
+class Receiver(Protocol):
+    """Who is told what comes over a connection, at once and from within the event loop.
+
+    Nothing that is told may raise: an exception ends the agent.  What is sent from within
+    :meth:`packet`, or :meth:`relieved`, leaves when it has returned, so whether the connection is
+    congested by it shows only afterwards.
+    """
+
+    def packet(self, data: bytes) -> None:
+        """Take a packet."""
+        ...
+
+    def relieved(self) -> None:
+        """Take note that the connection is congested no more."""
+        ...
+
+    def rerouted(self) -> None:
+        """Take note that data goes over another pair, or none, or that this one is agreed on."""
+        ...
+
+    def ended(self, why: StunError) -> None:
+        """Take note that it is over; nothing more is told, unless a pair is found after all."""
+        ...
+
+
 class Connection(AsyncIterator[bytes]):
     """What :meth:`ice.Agent.connect` gives: packets to and from the peer.
 
@@ -34,6 +61,7 @@ class Connection(AsyncIterator[bytes]):
     __slots__ = (
         "__weakref__", "_agent", "_arrived", "_component", "_congested", "_counts", "_end",
         "_limit", "_pair", "_port", "_receiver", "_remote", "_senders", "_sendto", "_time",
+        "_to",
     )  # fmt: skip
 
     def __init__(self, agent: Agent, component: Component, limit: int) -> None:
@@ -51,6 +79,7 @@ class Connection(AsyncIterator[bytes]):
         self._port: UdpSocket | None = None
         self._sendto: Callable[[Any, Any], int] | None = None
         self._time: Callable[[], float] = time.monotonic
+        self._to: Receiver | None = None
 
     @property
     def component(self) -> int:
@@ -66,6 +95,17 @@ class Connection(AsyncIterator[bytes]):
     def selected_pair(self) -> Pair | None:
         """The pair that data goes over now; ``None`` while there is none."""
         return self._component.pair
+
+    @property
+    def agreed(self) -> bool:
+        """Whether both agents have agreed on that pair: it was nominated (RFC 8445 section 8)."""
+        pair = self._component.pair
+        return pair is not None and self._component.nominated is pair
+
+    @property
+    def congested(self) -> bool:
+        """Whether the way, a TCP connection, takes no more for now."""
+        return self._congested
 
     @property
     def counters(self) -> Mapping[str, int]:
@@ -106,8 +146,22 @@ class Connection(AsyncIterator[bytes]):
         except ConnectionError:
             raise StopAsyncIteration from None
 
+    def divert(self, to: Receiver | None) -> None:
+        """Have packets given to ``to`` as they come, those that wait first; ``None``: no more.
+
+        Meanwhile :meth:`recv` gives nothing.
+        """
+        self._to = to
+        while self._arrived and self._to is to is not None:
+            to.packet(self._arrived.popleft())
+        if self._end is not None and self._to is to is not None:
+            to.ended(self._end)
+
     def feed(self, data: bytes) -> None:
         """Take a packet that has arrived."""
+        if self._to is not None:
+            self._to.packet(data)
+            return
         if len(self._arrived) >= self._limit:
             self._count("received and dropped: nobody took the ones before")
             return
@@ -193,12 +247,21 @@ class Connection(AsyncIterator[bytes]):
         self._congested = congested
         if not congested:
             self._relieve()
+            if self._to is not None:
+                self._to.relieved()
 
     def revive(self) -> None:
         """Take note that there is a pair."""
         self._end = None
         self._congested = False
         self._relieve()
+        if self._to is not None:
+            self._to.rerouted()
+
+    def leave(self) -> None:
+        """Take note that there is no pair any more, for now."""
+        if self._to is not None:
+            self._to.rerouted()
 
     def end(self, why: StunError) -> None:
         """Tell whoever waits that it is over."""
@@ -207,6 +270,8 @@ class Connection(AsyncIterator[bytes]):
         self._relieve()
         if self._receiver is not None and not self._receiver.done():
             self._receiver.set_result(None)
+        if self._to is not None:
+            self._to.ended(why)
 
     def _relieve(self) -> None:
         for sender in self._senders:

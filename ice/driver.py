@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ice.datagrams import AgentDatagrams, FeedOf
 from ice.events import AgentEvent
@@ -14,6 +14,10 @@ from stun.datagrams import Core
 
 if TYPE_CHECKING:
     from stun.tls import ClientTls
+
+
+BULK: Final = 1 << 18
+"""Octets read from a connection in one wake-up: an agent has few, and one may carry a file."""
 
 
 class AgentDriver(Driver[AgentEvent]):
@@ -38,6 +42,7 @@ class AgentDriver(Driver[AgentEvent]):
         self._feed_of = feed_of
         self._on_close = on_close
         super().__init__(machine, on_event=on_event, tls=tls, datagrams=self._make_datagrams)
+        self._sockets.streams.read_most = BULK
 
     def _make_datagrams(self, core: Core) -> AgentDatagrams:
         self.udp = AgentDatagrams(core, self._agent, self._feed_of)

@@ -176,6 +176,23 @@ class Relieved:
     component: int
 
 
+@dataclass(frozen=True, slots=True)
+class SpreadEnded:
+    """A spread (:meth:`ice.Agent.spread`) sends no more: ``why`` in words, and what came of it.
+
+    ``what`` it was, in words; ``sent`` datagrams or dials, from ``opened`` sockets; ``hits``: paths
+    that it found.
+    """
+
+    stream: int
+    component: int
+    what: str
+    why: str
+    sent: int
+    opened: int
+    hits: int
+
+
 AgentEvent: TypeAlias = (
     LocalCandidate
     | CandidateNotGathered
@@ -192,4 +209,5 @@ AgentEvent: TypeAlias = (
     | RestartNeeded
     | Congested
     | Relieved
+    | SpreadEnded
 )

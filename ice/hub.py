@@ -24,6 +24,7 @@ from ice.base import (
     HubEvent,
     PathUnreachable,
 )
+from ice.candidate import Candidate
 from ice.config import Config, Interface, Policy, Server
 from ice.gather.book import Book
 from ice.gather.hostsocket import Correspondent, HostSocket, Spot
@@ -33,7 +34,8 @@ from ice.gather.reach import can_reach, is_link_local, without_zone
 from ice.gather.reflexive import Reflexive
 from ice.gather.relays import Relays
 from ice.gather.sockets import HostSockets
-from ice.tcp import TcpPart
+from ice.spread.part import SpreadPart
+from ice.tcp.part import TcpPart
 from stun.discovery import Transport
 from stun.errors import DropReason, UsageError
 from stun.sansio import (
@@ -101,6 +103,7 @@ class Hub:
         self._at, self._zones = sockets.at, sockets.zones
         self._reflexive: Reflexive | None = None
         self._relays: Relays | None = None
+        self._spreads: SpreadPart | None = None
         self._tcp: TcpPart | None = None
         if config.tcp:
             self._tcp = TcpPart(
@@ -190,7 +193,7 @@ class Hub:
                         self._gather_at(Spot(interface, stream, component), now)
         if self._tcp is not None:
             self._tcp.gather(interfaces, self._servers, now)
-        self._after(now)
+        self.tend(now)
 
     def _gather_at(self, spot: Spot, now: Instant) -> None:
         socket = self._sockets.at_spot(spot)
@@ -258,6 +261,22 @@ class Hub:
             )
         return self._relays
 
+    @property
+    def spreads(self) -> SpreadPart:
+        """Birthday probing; :meth:`tend` makes it go on when it was told something."""
+        if self._spreads is None:
+            self._spreads = SpreadPart(
+                self._config,
+                self._queue,
+                self._book,
+                self._sockets,
+                self._tcp,
+                handles=self._handles,
+                drops=self._drops,
+                entropy=self._entropy,
+            )
+        return self._spreads
+
     def _done(self) -> None:
         """Tell the end of gathering, if that is what it is."""
         parts = (self._sockets, self._reflexive, self._relays)
@@ -271,12 +290,26 @@ class Hub:
             self._sockets.tidy(socket)
         self._queue.append(GatheringDone())
 
+    def predict(self, offsets: Sequence[int], ports: Sequence[int]) -> list[Candidate]:
+        """Make candidates of ports that NATs are expected to give out next.
+
+        ``offsets`` are from each port that a server has told, ``ports`` are as they are; bases are
+        those over UDP and for simultaneous open.
+        """
+        return self._book.predict(self.bases, offsets, ports)
+
+    def forget_predictions(self) -> None:
+        """Take note that the ports that were predicted are out of date."""
+        self._book.forget_predictions()
+
     # Giving up. -----------------------------------------------------------------------------------
 
     def _lose(self, hosts: set[str], now: Instant) -> None:
         """Take note that addresses are not this host's any more."""
         if not hosts:
             return
+        if self._spreads is not None:
+            self._spreads.lose(hosts)
         why = "its address is not this host's any more"
         if self._relays is not None:
             self._relays.lose(hosts, why, now)
@@ -295,7 +328,7 @@ class Hub:
                 self._tcp.release(base, now)
         elif self._relays is not None:
             self._relays.release(base, now)
-        self._after(now)
+        self.tend(now)
 
     def retain(self, bases: Sequence[Base], now: Instant) -> None:
         """ICE has concluded (RFC 8445 section 8.3): give up everything that these do not need.
@@ -322,7 +355,7 @@ class Hub:
             elif socket.base.id not in kept:
                 self._sockets.leave(socket)
                 self._freed(socket)
-        self._after(now)
+        self.tend(now)
 
     def _leaving(self, socket: HostSocket) -> None:
         if self._reflexive is not None:
@@ -341,6 +374,8 @@ class Hub:
         self._gathering = False
         self._patience.stop()
         self._pacer.clear()
+        if self._spreads is not None:
+            self._spreads.stop()
         if self._relays is not None:
             self._relays.close(now)
         if self._tcp is not None:
@@ -368,6 +403,10 @@ class Hub:
         else:
             self._queue.append(Transmit(data, remote, base.address))
 
+    def send_short(self, base: Base, remote: Address, data: bytes, ttl: int, _: Instant) -> None:
+        """Send a packet that goes so many hops, from a UDP socket of this host."""
+        self._queue.append(Transmit(data, remote, base.address, ttl=ttl))
+
     def open_path(self, base: Base, remote: Address, now: Instant) -> None:
         """Open a connection: ends in :class:`PathOpened` or :class:`PathClosed`.
 
@@ -379,7 +418,7 @@ class Hub:
                 self._tcp.open_path(base, remote, now)
         elif base.relay and self._relays is not None:
             self._relays.permit(base, remote, now)
-        self._after(now)
+        self.tend(now)
 
     def close_path(self, base: Base, remote: Address, now: Instant) -> None:
         """End a connection, the attempt to have one, or a permission; nothing is told."""
@@ -388,19 +427,19 @@ class Hub:
                 self._tcp.close_path(base, remote, now)
         elif base.relay and self._relays is not None:
             self._relays.forget(base, remote)
-        self._after(now)
+        self.tend(now)
 
     def prefer(self, base: Base, remote: Address, now: Instant) -> None:
         """Prepare a path for much data: a relay binds a channel, which saves 32 octets a packet."""
         if base.relay and base.transport == "udp" and self._relays is not None:
             self._relays.bind(base, remote, now)
-            self._after(now)
+            self.tend(now)
 
     def expect(self, remote: Address, now: Instant) -> None:
         """Take note that the peer has a TCP candidate there, so that it may connect."""
         if self._tcp is not None:
             self._tcp.expect(remote, now)
-            self._after(now)
+            self.tend(now)
 
     # What happens. --------------------------------------------------------------------------------
 
@@ -409,8 +448,8 @@ class Hub:
         socket = self._at.get(packet.local)
         if socket is None:
             if self._relays is not None and self._relays.receive(packet, now):
-                self._after(now)
-            else:
+                self.tend(now)
+            elif self._spreads is None or not self._spreads.receive(packet):
                 self._drops[DropReason.UNKNOWN_STREAM] += 1
         elif socket.servers and (server := socket.servers.get(packet.source)) is not None:
             self._from_server(socket, server, packet, now)
@@ -425,11 +464,11 @@ class Hub:
         data = packet.data
         if server.asked and server.answers is not None and data[:2] in _BINDING_ANSWERS:
             server.answers(packet, now)
-            self._after(now)
+            self.tend(now)
         elif server.relay is not None:
             server.relay(packet, now)
             if not data or data[0] < 0x40:  # what comes in a channel changes nothing
-                self._after(now)
+                self.tend(now)
         else:
             self._from_peer(socket, packet, now)
 
@@ -449,9 +488,11 @@ class Hub:
             self._on_own_socket(socket, event, now)
         elif self._relays is not None and self._relays.owns(handle):
             self._relays.on_socket(event, now)
+        elif self._spreads is not None and self._spreads.on_socket(handle, event, now):
+            pass
         elif self._tcp is None or not self._tcp.on_socket(event, now):
             self._drops[DropReason.UNKNOWN_STREAM] += 1
-        self._after(now)
+        self.tend(now)
 
     def _on_own_socket(self, socket: HostSocket, event: SocketEvent, now: Instant) -> None:
         if isinstance(event, Opened):
@@ -498,7 +539,7 @@ class Hub:
             elif patience.enough is not None and patience.enough <= now:
                 patience.enough = None
                 self._give_up_mappings("no answer, long after another server's")
-        self._after(now)
+        self.tend(now)
 
     def _out_of_patience(self, now: Instant) -> None:
         why = f"no answer within {(now - self._patience.started) / SECOND:.3g} s"
@@ -526,10 +567,13 @@ class Hub:
                 return other
         return due
 
-    def _after(self, now: Instant) -> None:
+    def tend(self, now: Instant) -> None:
+        """Do what has become possible: a part was told something."""
         self._pacer.run(now)
         if self._gathering:
             self._done()
+        if self._spreads is not None and not self._closed:
+            self._spreads.run(now, gathering=self._gathering or not self._hosts)
         self._plan()
 
     def _plan(self) -> None:
@@ -542,6 +586,8 @@ class Hub:
             self._sooner(self._reflexive.deadline())
         if self._relays is not None:
             self._sooner(self._relays.deadline())
+        if self._spreads is not None and not self._closed:
+            self._sooner(self._spreads.deadline())
 
     def _sooner(self, at: Instant | None) -> None:
         if at is not None and (self._due is None or at < self._due):

@@ -38,8 +38,10 @@ from ice.base import (
     HubEvent,
     PathClosed,
     PathCongested,
+    PathFound,
     PathOpened,
     PathUnreachable,
+    Standing,
 )
 from ice.candidate import Candidate
 from ice.checks.checker import Checker
@@ -53,13 +55,12 @@ from ice.checks.events import (
     ProbeAnswered,
     RequestReceived,
 )
-from ice.component import Component, key_of
+from ice.component import key_of
 from ice.conclusion import Conclusion
 from ice.config import Config, Credentials, Interface, Server
 from ice.consent import Consent
 from ice.events import (
     AgentEvent,
-    AgentState,
     CandidateNotGathered,
     Congested,
     GatheringComplete,
@@ -71,11 +72,14 @@ from ice.events import (
     Why,
 )
 from ice.hub import Hub
-from ice.monitor import Measurement, Monitor
-from ice.pair import Pair
+from ice.monitor import Monitor
 from ice.permissions import Permissions
 from ice.selection import Selection
 from ice.session import Session, make_credentials, ufrag_of
+from ice.sight import Sight
+from ice.spread.openings import HeldRemote
+from ice.spread.order import Progress, Spread
+from ice.spreading import Spreading
 from ice.timeline import Timeline
 from stun.demux import MAGIC_COOKIE
 from stun.errors import DropReason, UsageError
@@ -96,7 +100,7 @@ def _ignore(stream: int, component: int, data: bytes) -> None:
     """Take data that nobody wants."""
 
 
-class AgentMachine:
+class AgentMachine(Sight):
     """A :class:`stun.sansio.SocketMachine` for an ICE agent.  The module's text has the whole.
 
     ``local`` are credentials of one's own choice; by default they are drawn from ``entropy``.
@@ -138,6 +142,7 @@ class AgentMachine:
         self._selection = Selection(config, checker, self._consent, self._monitor, self._queue)
         self._conclusion = Conclusion(config.streams, hub, checker, self._selection)
         self._permissions = Permissions(hub.open_path)
+        self._spreading = Spreading(config, hub, checker, self._session, entropy=entropy)
         self._components = self._selection.table
         self._hub_send, self._pair_of = hub.send, checker.pair_of
         checker.set_local(self._session.local)
@@ -156,77 +161,6 @@ class AgentMachine:
         """Whether the deadline has to be computed anew."""
         self._due: Instant | None = None
         self._settling = False
-
-    # Looking. -------------------------------------------------------------------------------------
-
-    @property
-    def local(self) -> Credentials:
-        """This side's credentials in the present generation."""
-        return self._session.local
-
-    @property
-    def remote(self) -> Credentials | None:
-        """The peer's credentials, the latest that are known."""
-        return self._session.remote
-
-    @property
-    def generation(self) -> int:
-        """How many restarts there have been."""
-        return self._session.generation
-
-    @property
-    def controlling(self) -> bool:
-        """Whether this side nominates; a role conflict may change it."""
-        return self._checker.controlling
-
-    @property
-    def state(self) -> AgentState:
-        """How far the agent is as a whole."""
-        return self._selection.state
-
-    @property
-    def drops(self) -> Counter[DropReason]:
-        """What came and was not used, by reason, over all parts."""
-        return self._own_drops + self._checker.drops + self._hub.drops
-
-    def pairs(self) -> list[Pair]:
-        """Return every candidate pair there is, of all streams."""
-        return list(self._checker.pairs())
-
-    def pair(self, component: int = 1, stream: int = 0) -> Pair | None:
-        """Return the pair that a component's data goes over now."""
-        return self.component(component, stream).pair
-
-    @property
-    def components(self) -> Iterable[Component]:
-        """The components of all streams: what each uses, and since when."""
-        return self._components.values()
-
-    def component(self, component: int = 1, stream: int = 0) -> Component:
-        """Return one of them.  Raises :class:`stun.errors.UsageError` if there is none such."""
-        found = self._components.get(key_of(stream, component))
-        if found is None or component < 1:
-            raise UsageError(f"there is no component {component} of stream {stream}")
-        return found
-
-    @property
-    def bases(self) -> list[Base]:
-        """Where packets can leave from at present."""
-        return self._hub.bases
-
-    def measured(self, pair: Pair) -> Measurement | None:
-        """Return what the monitor knows of a pair, ``None`` if it does not watch it."""
-        return self._monitor.measured(pair)
-
-    def proved(self, local: Address, remote: Address) -> Pair | None:
-        """Return the pair that data of this UDP path belongs to, if a check has proved it.
-
-        A driver may hand such data to its reader itself, as long as the pair is valid: it is what
-        :meth:`receive` would do.  ``local`` is a socket's address.
-        """
-        base = self._sockets.get(local)
-        pair = None if base is None else self._pair_of(base, remote)
-        return pair if pair is not None and pair.valid else None
 
     # Commands. ------------------------------------------------------------------------------------
 
@@ -296,6 +230,10 @@ class AgentMachine:
                 self._own_drops[DropReason.WRONG_GENERATION] += 1
 
     def _add_remote(self, candidate: Candidate | None, stream: int, now: Instant) -> None:
+        if not self._spreading.remote(candidate, stream, now):
+            self._take_remote(candidate, stream, now)
+
+    def _take_remote(self, candidate: Candidate | None, stream: int, now: Instant) -> None:
         if candidate is None:
             self._checker.end_of_remote(now, stream)
         else:
@@ -304,6 +242,7 @@ class AgentMachine:
                 return
             if usable.transport == "tcp":
                 self._hub.expect(usable.address, now)
+            self._spreading.taken(usable, stream, now)
             self._permissions.remote(usable, stream, now)
 
     def send(self, data: bytes, now: Instant, component: int = 1, stream: int = 0) -> bool:
@@ -344,14 +283,47 @@ class AgentMachine:
         session.restart(local)
         self._conclusion.restart()
         self._permissions.restart()
+        self._spreading.restart(now)
         self._selection.restart(session.generation)
         self._queue.append(Restarted(local, session.generation, by_peer))
         self._checker.restart(local, now)
         found, self._local = self._local, []
         for each in found:
-            self._candidate_found(each, now)
+            if each.standing is not Standing.PREDICTED:  # by now the NAT has given out others
+                self._candidate_found(each, now)
         self._gathered = False
         self._hub.gather(self._interfaces, self._servers, now)
+
+    def predict(
+        self, offsets: Sequence[int], now: Instant, *, ports: Sequence[int] = ()
+    ) -> list[Candidate]:
+        """Tell candidates of ports that this side's NAT is expected to give out next.
+
+        ``offsets`` are from each server-reflexive candidate's port, over UDP and for TCP
+        simultaneous open; ``ports`` are ports as they are, on the same addresses.  They have a low
+        priority, lower from one to the next, so that the peer checks them in this order.  At most
+        :data:`ice.gather.book.MOST_PREDICTED` are made; returned are those that are new.
+        """
+        self._open("predict")
+        made = self._spreading.predict(offsets, ports)
+        self._settle(now)
+        return made
+
+    def spread(self, order: Spread, now: Instant) -> Progress:
+        """Begin birthday probing, as soon as all is known that it needs.
+
+        Ends in :class:`ice.events.SpreadEnded`.  The peer's credentials have to be known.
+        """
+        self._open("spread")
+        self.component(order.component, order.stream)
+        progress = self._spreading.spread(order, now)
+        self._settle(now)
+        return progress
+
+    def stop_spreads(self, now: Instant) -> None:
+        """End all birthday probing; what it has found stays."""
+        self._spreading.stop(now)
+        self._settle(now)
 
     def network_changed(self, interfaces: Sequence[Interface], now: Instant) -> None:
         """Take the addresses that this host has now, all of them.
@@ -378,6 +350,11 @@ class AgentMachine:
     def _open(self, command: str) -> None:
         if self._closed:
             raise UsageError(f"{command}: the agent is closed")
+
+    def take_role(self, *, controlling: bool, now: Instant) -> None:
+        """Take the role that was agreed on; for those who know it only when they have gathered."""
+        self._checker.take_role(controlling=controlling, now=now)
+        self._settle(now)
 
     # Packets of paths. ----------------------------------------------------------------------------
 
@@ -425,6 +402,11 @@ class AgentMachine:
     def on_deadline(self, now: Instant) -> None:
         """Do what is due."""
         self._hub.on_deadline(now)
+        for held in self._spreading.due(now):
+            if isinstance(held, HeldRemote):
+                self._take_remote(held.candidate, held.stream, now)
+            else:
+                self._checker.add_local(held.candidate, held.base, now)
         self._checker.on_deadline(now)
         self._selection.on_deadline(now)
         self._monitor.on_deadline(now)
@@ -454,6 +436,7 @@ class AgentMachine:
                 self._selection.deadline(),
                 self._monitor.deadline(),
                 self._conclusion.deadline(),
+                self._spreading.deadline(),
             )
             self._due = None if self._closed and times[0] is None else _earliest(times)
         return self._due
@@ -504,9 +487,11 @@ class AgentMachine:
         base = found.base
         if base.transport == "udp" and not base.is_relayed:
             self._sockets[base.address] = base
-        self._queue.append(LocalCandidate(found.candidate, found.base.stream, found.server))
+        if self._spreading.tells(found):
+            self._queue.append(LocalCandidate(found.candidate, found.base.stream, found.server))
         self._permissions.local(base, now)
-        self._checker.add_local(found.candidate, base, now)
+        if not self._spreading.local(found, now):
+            self._checker.add_local(found.candidate, base, now)
 
     def _candidate_not_found(self, event: CandidateNotFound, _: Instant) -> None:
         self._queue.append(
@@ -521,6 +506,9 @@ class AgentMachine:
 
     def _path_opened(self, event: PathOpened, now: Instant) -> None:
         self._checker.path_opened(event.base, event.remote, now)
+
+    def _path_found(self, event: PathFound, now: Instant) -> None:
+        self._deliver(event.base, event.remote, event.data, now)
 
     def _path_closed(self, event: PathClosed, now: Instant) -> None:
         pair = self._pair_of(event.base, event.remote)
@@ -547,6 +535,7 @@ class AgentMachine:
         CandidateNotFound: _candidate_not_found,
         GatheringDone: _gathering_done,
         PathOpened: _path_opened,
+        PathFound: _path_found,
         PathClosed: _path_closed,
         PathUnreachable: _path_unreachable,
         PathCongested: _path_congested,
@@ -560,6 +549,7 @@ class AgentMachine:
         match event:
             case PairValid():
                 selection.valid(event.pair, now)
+                self._spreading.valid(event.pair)
             case Nominated():
                 selection.nominated(event.pair, now)
                 self._hub.prefer(event.pair.base, event.pair.remote_address, now)
@@ -586,6 +576,7 @@ class AgentMachine:
         for base in bases:
             self._sockets.pop(base.address, None)
             self._permissions.forget(base)
+            self._spreading.forget(base)
 
 
 def _earliest(times: Iterable[Instant | None]) -> Instant | None:

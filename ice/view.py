@@ -26,6 +26,7 @@ from ice.events import (
     RestartNeeded,
     RoleChanged,
     Selected,
+    SpreadEnded,
     StateChanged,
 )
 from ice.machine import AgentMachine
@@ -118,6 +119,9 @@ class AgentView:
                 self._note(f"component {event.component} has no pair: {event.why}", now)
             case RestartNeeded():
                 self._note(f"a restart is needed: {event.why}", now)
+            case SpreadEnded():
+                count = f"{event.sent} sent, {event.hits} paths found"
+                self._note(f"{event.what} ended, {event.why}: {count}", now)
             case RoleChanged():
                 self._note(f"a role conflict was settled: this side is {self.role} now", now)
 

@@ -20,10 +20,12 @@ from contextlib import aclosing
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
-from stun.sansio import SECOND, Address, Instant, SocketMachine
+from stun.sansio import SECOND, Address, Handle, Instant, SocketMachine
 from stun.sockets import Callback, DatagramsFactory, Sockets, UdpDatagrams
 
 if TYPE_CHECKING:
+    import socket
+
     from stun.discovery import Transport
     from stun.resolver import Family
     from stun.tls import ClientTls, ServerTls
@@ -109,16 +111,29 @@ class Driver(Generic[Event]):
         if not self._ended:
             self._sockets.flush()
 
+    def detach(self, handle: Handle) -> tuple[socket.socket, bytes]:
+        """Give up a stream of the machine: its socket, and the octets still to be sent on it.
+
+        Raises :class:`stun.errors.UsageError` for what is not an open stream without TLS.
+        """
+        return self._sockets.streams.detach(handle)
+
     @property
     def counters(self) -> Mapping[str, int]:
         """What was sent, received and refused, in words for a person."""
         return self._sockets.counters
 
     def serve_with(
-        self, server_tls: ServerTls | None, proxies: Mapping[int, Iterable[str]]
+        self,
+        server_tls: ServerTls | None,
+        proxies: Mapping[int, Iterable[str]],
+        tls_ports: Mapping[int, ssl.SSLContext] | None = None,
     ) -> None:
-        """Use another certificate and trust other proxies, for what connects from now on."""
-        self._sockets.serve_with(server_tls, proxies)
+        """Use another certificate and trust other proxies, for what connects from now on.
+
+        ``tls_ports``, if given, is for listeners that are opened from now on.
+        """
+        self._sockets.serve_with(server_tls, proxies, tls_ports)
 
     async def run(self) -> None:
         """Serve until cancelled, or until :meth:`close`."""

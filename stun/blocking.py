@@ -16,10 +16,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
-from stun.sansio import SECOND, Address, Instant, SocketMachine
+from stun.sansio import SECOND, Address, Handle, Instant, SocketMachine
 from stun.sockets import Callback, Sockets
 
 if TYPE_CHECKING:
+    import socket
+
     from stun.discovery import Transport
     from stun.resolver import Family
     from stun.tls import ClientTls, ServerTls
@@ -80,6 +82,13 @@ class Driver(Generic[Event]):
     def flush(self) -> None:
         """Carry out what the machine has queued."""
         self._sockets.flush()
+
+    def detach(self, handle: Handle) -> tuple[socket.socket, bytes]:
+        """Give up a stream of the machine: its socket, and the octets still to be sent on it.
+
+        Raises :class:`stun.errors.UsageError` for what is not an open stream without TLS.
+        """
+        return self._sockets.streams.detach(handle)
 
     @property
     def counters(self) -> Mapping[str, int]:

@@ -168,8 +168,10 @@ class UdpDatagrams:
         port = self._from.get(source) or self._wildcard_for(source)
         if port is None:
             self._counts["not sent: no socket has this source address"] += 1
-        else:
+        elif transmit.ttl is None:
             port.send(transmit.data, transmit.destination, source)
+        else:
+            port.send_short(transmit.data, transmit.destination, transmit.ttl)
 
     def flush(self) -> None:
         """Do nothing: every datagram is sent at once."""

@@ -192,6 +192,66 @@ class Rfc4571Stream(_Splitter):
         """Take packets of up to ``limit`` octets from now on: a peer has proved itself."""
         self._limit = limit
 
+    def feed(self, data: bytes) -> list[bytes]:
+        """Take octets as they arrived; return the packets that are now complete, in order.
+
+        A connection may carry a file in packets of 64 KiB, so a packet that is whole in ``data`` is
+        cut out of it, and only one that is not passes through the buffer.
+        """
+        if self.error is not None:
+            return []
+        buffer = self._buffer
+        found: list[bytes] = []
+        at = 0
+        if buffer:
+            at = self._complete(data, found)
+            if buffer or self.error is not None:
+                return found
+        start, size, limit = at, len(data), self._limit
+        while size - at >= 2:
+            length = data[at] << 8 | data[at + 1]
+            if length > limit:
+                self._consumed += at - start
+                self._refuse(length)
+                return found
+            end = at + 2 + length
+            if end > size:
+                break
+            found.append(data[at + 2 : end])
+            at = end
+        self._consumed += at - start
+        if at < size:
+            buffer += data[at:]
+        return found
+
+    def _complete(self, data: bytes, found: list[bytes]) -> int:
+        """Complete the packet in the buffer, which is empty then; return how much that took."""
+        buffer = self._buffer
+        at = 0
+        if len(buffer) < 2:
+            at = 1
+            buffer += data[:1]
+            if len(buffer) < 2:
+                return at
+        length = buffer[0] << 8 | buffer[1]
+        if length > self._limit:
+            self._refuse(length)
+            return at
+        missing = 2 + length - len(buffer)
+        buffer += memoryview(data)[at : at + missing]
+        if len(buffer) == 2 + length:
+            del buffer[:2]
+            found.append(bytes(buffer))
+            buffer.clear()
+            self._consumed += 2 + length
+        return at + missing
+
+    def _refuse(self, length: int) -> None:
+        self.error = DecodeError(
+            DropReason.TOO_LONG, self._consumed, f"{length} octets, {self._limit} allowed"
+        )
+        self._buffer = bytearray()
+
     def _next(self, at: int) -> _Cut | DecodeError | None:
         buffer = self._buffer
         if len(buffer) - at < 2:

@@ -74,6 +74,8 @@ class Transmit:
     source: Address
     dont_fragment: bool = False
     """Ask for DF in the IP header of this datagram (RFC 8656 section 15)."""
+    ttl: int | None = None
+    """The TTL or hop limit of this datagram alone; ``None``: the usual one."""
 
 
 # What a machine asks of its driver beside Transmit. -----------------------------------------------

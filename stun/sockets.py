@@ -117,14 +117,17 @@ class Sockets(Generic[Event]):
         self._perform[kind] = perform
 
     def serve_with(
-        self, server_tls: ServerTls | None, proxies: Mapping[int, Iterable[str]]
+        self,
+        server_tls: ServerTls | None,
+        proxies: Mapping[int, Iterable[str]],
+        tls_ports: Mapping[int, ssl.SSLContext] | None = None,
     ) -> None:
         """Use another certificate and trust other proxies, for what connects from now on.
 
         Whether a port is encrypted, or for proxies, is settled when it is opened.
         """
         self._server_tls = server_tls
-        self.streams.serve_with(server_tls, proxies)
+        self.streams.serve_with(server_tls, proxies, tls_ports)
         if self._dtls is not None:
             self._dtls.serve_with(server_tls)
 

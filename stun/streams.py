@@ -12,6 +12,7 @@ from typing import Final, TypeVar
 
 from stun.datagrams import Core
 from stun.entrance import Entrance, Refused
+from stun.errors import UsageError
 from stun.sansio import (
     SECOND,
     Accepted,
@@ -33,7 +34,7 @@ from stun.sansio import (
     Write,
 )
 from stun.sockaddr import cause_of_bind, detail_of
-from stun.tcp import ACCEPTS, PENDING_MARK, Listener, State, Stream, StreamEnded
+from stun.tcp import ACCEPTS, PENDING_MARK, READ_MOST, Listener, State, Stream, StreamEnded
 from stun.tls import ServerTls
 
 LINGER: Final = 5 * SECOND
@@ -115,6 +116,8 @@ class Streams:
         self._entering: dict[Stream, Instant] = {}
         self._paused: dict[_Served, Instant] = {}
         self.counts: Counter[str] = Counter()
+        self.read_most = READ_MOST
+        """Octets read from one stream in one wake-up: more, where there are few streams."""
 
     def __contains__(self, handle: Handle) -> bool:
         return handle in self._streams or handle in self._listeners
@@ -144,10 +147,18 @@ class Streams:
             self._watch_listener(served)
 
     def serve_with(
-        self, server_tls: ServerTls | None, proxies: Mapping[int, Iterable[str]]
+        self,
+        server_tls: ServerTls | None,
+        proxies: Mapping[int, Iterable[str]],
+        tls_ports: Mapping[int, ssl.SSLContext] | None = None,
     ) -> None:
-        """Use another certificate and trust other proxies, for what connects from now on."""
+        """Use another certificate and trust other proxies, for what connects from now on.
+
+        ``tls_ports``, if given, is for listeners that are opened from now on.
+        """
         self._server_tls = server_tls
+        if tls_ports is not None:
+            self._tls_ports = dict(tls_ports)
         self._proxies = {port: Networks(trusted) for port, trusted in proxies.items()}
         for served in self._listeners.values():
             if served.proxies is not None:
@@ -208,6 +219,7 @@ class Streams:
             sock.close()
             return
         stream = Stream(self._number(), sock, local, remote, listener=served.listener.handle)
+        stream.read_most = self.read_most
         self._streams[stream.handle] = stream
         if served.tls is not None and proxies is None:
             stream.use_tls(served.tls)
@@ -262,6 +274,7 @@ class Streams:
         """Open a connection."""
         try:
             stream = Stream.dial(order.handle, order.local, order.remote, ttl=order.ttl)
+            stream.read_most = self.read_most
         except StreamEnded as end:
             self._core.tell(Closed(order.handle, end.cause, end.detail))
             return
@@ -431,6 +444,19 @@ class Streams:
         if stream.state is not State.CLOSED:
             self._reactor.unwatch(stream.sock.fileno())
             stream.close(reset=reset)
+
+    def detach(self, handle: Handle) -> tuple[socket.socket, bytes]:
+        """Give up an open stream without TLS, as it is: nothing of it is closed or told.
+
+        Returns its socket, non-blocking, and the octets that the kernel has not taken yet.  To lose
+        none that come meanwhile, a machine has it held first (:class:`stun.sansio.Hold`).
+        """
+        stream = self._streams.get(handle)
+        if stream is None or stream.state is not State.OPEN or stream.is_secure:
+            raise UsageError(f"stream {handle} is not an open stream without TLS")
+        del self._streams[handle]
+        self._reactor.unwatch(stream.sock.fileno())
+        return stream.sock, stream.unsent
 
     # Closing. -------------------------------------------------------------------------------------
 

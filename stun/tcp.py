@@ -201,6 +201,7 @@ class Stream:
         "interest",
         "listener",
         "local",
+        "read_most",
         "remote",
         "sock",
         "state",
@@ -233,6 +234,8 @@ class Stream:
         """What the reactor watches the descriptor for: reading, writing."""
         self.finished = False
         """Whether a leaving stream's peer has said all it had to say."""
+        self.read_most = READ_MOST
+        """Octets read in one wake-up at most."""
         self._discarded = 0
         self._early = b""
         self._read_size = READ_SIZE
@@ -381,7 +384,7 @@ class Stream:
         except OSError as error:
             raise StreamEnded(cause_of_stream(error), detail_of(error)) from None
         if len(data) == size:
-            self._read_size = READ_MOST
+            self._read_size = min(max(size << 2, READ_MOST), self.read_most)
         elif len(data) < READ_SIZE:
             self._read_size = READ_SIZE
         return data
@@ -481,6 +484,11 @@ class Stream:
     def waiting(self) -> int:
         """Octets that are kept because the kernel does not take them."""
         return len(self._pending)
+
+    @property
+    def unsent(self) -> bytes:
+        """Those octets."""
+        return bytes(self._pending)
 
     def say(self, last_words: bytes) -> None:
         """Send to a refused peer, in the clear; whether it gets through changes nothing."""

@@ -33,6 +33,7 @@ _LINUX = sys.platform == "linux"
 _IP_PKTINFO = 8
 _IN_PKTINFO = struct.Struct("=i4s4s")
 _IN6_PKTINFO = struct.Struct("=16si")
+_INT = struct.Struct("=i")
 
 SEND_REASONS = {
     errno.EWOULDBLOCK: "the send buffer is full",
@@ -164,6 +165,49 @@ class UdpSocket:
             packed = _IN_PKTINFO.pack(0, socket.inet_aton(source.host), bytes(4))
             control = (socket.IPPROTO_IP, _IP_PKTINFO, packed)
         self.sock.sendmsg([data], [control], 0, to)
+
+    def send_short(self, data: bytes, destination: Address, ttl: int) -> None:
+        """Send a datagram that goes ``ttl`` hops (1 to 255) and no further.  Never raises.
+
+        A router on the way drops it and mostly says so, which comes back as an ICMP error; the
+        mapping that a NAT before that router has made for it stays.
+        """
+        to = to_sockaddr(destination) if "%" in destination.host else destination
+        for attempt in (1, 2):
+            try:
+                self._send_short(data, to, ttl)
+            except OSError as error:
+                # The first failure may be the pending ICMP error of an earlier datagram.
+                if attempt == 2 or error.errno in {errno.EWOULDBLOCK, errno.EMSGSIZE}:
+                    code = error.errno or 0
+                    self.refused[
+                        SEND_REASONS.get(code) or errno.errorcode.get(code, str(error))
+                    ] += 1
+                    return
+            except (ValueError, OverflowError) as error:
+                self.refused[str(error)] += 1
+                return
+            else:
+                self.sent += 1
+                return
+
+    def _send_short(
+        self, data: bytes, to: tuple[str, int] | tuple[str, int, int, int], ttl: int
+    ) -> None:
+        # ip(7), ipv6(7): for one packet as ancillary data, for all as a socket option.
+        ipv6 = self.sock.family == socket.AF_INET6
+        level = socket.IPPROTO_IPV6 if ipv6 else socket.IPPROTO_IP
+        if _LINUX:
+            kind = socket.IPV6_HOPLIMIT if ipv6 else socket.IP_TTL
+            self.sock.sendmsg([data], [(level, kind, _INT.pack(ttl))], 0, to)
+            return
+        option = socket.IPV6_UNICAST_HOPS if ipv6 else socket.IP_TTL
+        usual = self.sock.getsockopt(level, option)
+        self.sock.setsockopt(level, option, ttl)
+        try:
+            self.sock.sendto(data, to)
+        finally:
+            self.sock.setsockopt(level, option, usual)
 
     def close(self) -> None:
         """Close the descriptor."""

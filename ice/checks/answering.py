@@ -14,7 +14,10 @@ from ice.base import Base
 from ice.checks.checklist import Generation
 from ice.checks.core import Core
 from ice.checks.events import PairValid, RequestReceived
-from ice.checks.messages import (
+from ice.checks.pairs import CheckedPair, PathState
+from ice.checks.transactions import Kind
+from ice.events import RemoteCandidate
+from ice.messages import (
     UNDERSTOOD,
     Asked,
     proof_holds,
@@ -24,9 +27,6 @@ from ice.checks.messages import (
     unproved_refusal,
     username_of,
 )
-from ice.checks.pairs import CheckedPair, PathState
-from ice.checks.transactions import Kind
-from ice.events import RemoteCandidate
 from ice.pair import PairState
 from stun.codec import unknown_required
 from stun.errors import DecodeError, DropReason

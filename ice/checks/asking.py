@@ -14,10 +14,10 @@ from ice.base import Base
 from ice.candidate import TcpType
 from ice.checks.core import Core
 from ice.checks.events import ConsentRevoked, PairValid, ProbeAnswered
-from ice.checks.messages import UNDERSTOOD, error_code, proof_holds, request
 from ice.checks.pairs import CheckedPair, PathState
 from ice.checks.transactions import TOTAL_RTO, Check, Kind, schedule_for
 from ice.config import Nomination
+from ice.messages import UNDERSTOOD, error_code, proof_holds, request
 from ice.pair import PairState
 from ice.priority import peer_reflexive_priority
 from stun.codec import unknown_required

@@ -24,7 +24,7 @@ Where it departs from the letter of RFC 8445, the reasons stand at each place:
 * a check that has been silent for a while does not keep others of its foundation frozen
   (:meth:`ice.checks.pairs.CheckedPair.is_promising`);
 * after the nomination some pairs go on being checked (``Generation._worthwhile``), and another pair
-  may be nominated without a restart (:data:`ice.checks.messages.NOMINATION`);
+  may be nominated without a restart (:data:`ice.messages.NOMINATION`);
 * a nomination that fails does not fail the checklist while another valid pair can be nominated.
 """
 
@@ -97,6 +97,10 @@ class Checker:
     def controlling(self) -> bool:
         """The role (RFC 8445 section 6.1.1)."""
         return self._core.controlling
+
+    def take_role(self, *, controlling: bool, now: Instant) -> None:
+        """Take a role that both sides have agreed on elsewhere."""
+        self._core.set_role(controlling=controlling, now=now)
 
     @property
     def tie_breaker(self) -> int:

@@ -19,7 +19,6 @@ from enum import StrEnum
 
 from ice.base import Base
 from ice.candidate import Candidate, CandidateType
-from ice.checks.messages import Keys
 from ice.checks.pairs import (
     CheckedPair,
     PathState,
@@ -30,6 +29,7 @@ from ice.checks.pairs import (
     zone_of,
 )
 from ice.config import Config, Credentials, Nomination
+from ice.messages import Keys
 from ice.pair import PairState
 from ice.priority import foundation
 from stun.errors import DropReason

@@ -17,20 +17,27 @@ host candidates (RFC 8445 section 2.5), so there the public address takes the pr
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from ice.base import Base, BaseId, CandidateFound, CandidateNotFound
+from ice.base import Base, BaseId, CandidateFound, CandidateNotFound, Standing
 from ice.candidate import Candidate, CandidateType, TcpType
 from ice.config import Config, Interface, Policy
 from ice.gather.reach import without_zone
-from ice.priority import candidate_priority, foundation, local_preference
+from ice.priority import HIGHEST, candidate_priority, formula, foundation, local_preference
 from stun.sansio import Address
 
 DISCARD: Final = 9
 """RFC 8839 section 5.1: an address that is not to be revealed "MUST be set to "0.0.0.0" (for IPv4
 candidates) or "::" (for IPv6 candidates) and the port to "9"."""
+
+
+MOST_PREDICTED: Final = 64
+"""Candidates of predicted ports: an agent takes no more than 100 pairs of a stream."""
+PREDICTED: Final = 40
+"""The type preference of a predicted candidate: one that is known to be there comes before it, and
+it comes before a relay."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +68,13 @@ class Book:
         self._queue = queue
         self._secret = secret
         self._found: dict[BaseId, list[CandidateFound]] = {}
+        self._predictions = 0
 
     # Making candidates. ---------------------------------------------------------------------------
 
-    def host(self, base: Base, interface: Interface) -> None:
+    def host(
+        self, base: Base, interface: Interface, standing: Standing = Standing.GATHERED
+    ) -> None:
         """Take note of a socket of this host."""
         if self._config.policy is Policy.RELAY:
             return
@@ -73,8 +83,8 @@ class Book:
         own = interface.mdns or base.address.host
         lite = self._config.lite
         shown = Address(advertised if lite and advertised else own, port)
-        self._add(CandidateType.HOST, shown, base, interface)
-        if advertised and not lite:
+        self._add(CandidateType.HOST, shown, base, interface, standing=standing)
+        if standing is Standing.GATHERED and advertised and not lite:
             self.reflexive(base, interface, Address(advertised, port), CONFIGURATION)
 
     def reflexive(
@@ -113,6 +123,7 @@ class Book:
         *,
         source: Source = NOBODY,
         related: Address | None = None,
+        standing: Standing = Standing.GATHERED,
     ) -> Candidate | None:
         place = without_zone(shown)
         of_base = self._found.setdefault(base.id, [])
@@ -132,8 +143,57 @@ class Book:
             related_port=None if related is None else related.port,
             tcptype=base.tcptype,
         )
-        found = CandidateFound(candidate, base, source.name)
+        found = CandidateFound(candidate, base, source.name, standing)
         of_base.append(found)
+        self._queue.append(found)
+        return candidate
+
+    def predict(
+        self, bases: Iterable[Base], offsets: Sequence[int], ports: Sequence[int]
+    ) -> list[Candidate]:
+        """Make candidates of ports that NATs are expected to give out next.
+
+        They are on the addresses that servers have told of a base, over UDP and for simultaneous
+        open: ``offsets`` from each port that was told, then ``ports`` as they are.  In this order
+        each has a lower priority than the one before.  What is known, or no port, is passed over.
+        """
+        made = []
+        for base in bases:
+            if base.is_relayed or base.tcptype not in (None, TcpType.SIMULTANEOUS_OPEN):
+                continue
+            of_base = self._found.get(base.id, [])
+            known = {found.candidate.address for found in of_base}
+            seen = [found for found in of_base if _is_mapping(found)]
+            hosts = {found.candidate.host: found for found in reversed(seen)}
+            wanted = [(one, one.candidate.port + offset) for offset in offsets for one in seen]
+            wanted += [(like, port) for port in ports for like in hosts.values()]
+            for like, port in wanted:
+                place = Address(like.candidate.host, port)
+                if place in known or not 1 <= port <= 0xFFFF or self._predictions >= MOST_PREDICTED:
+                    continue
+                known.add(place)
+                self._predictions += 1
+                made.append(self._predict(like, place))
+        return made
+
+    def forget_predictions(self) -> None:
+        """Take note that the ports that were predicted are out of date."""
+        self._predictions = 0
+        for of_base in self._found.values():
+            of_base[:] = [found for found in of_base if found.standing is not Standing.PREDICTED]
+
+    def _predict(self, like: CandidateFound, place: Address) -> Candidate:
+        preference = max(0, HIGHEST - self._predictions)
+        candidate = replace(
+            like.candidate,
+            # What one of them shows says nothing about the next, so each is checked at once: their
+            # foundations differ (RFC 8445 section 5.1.1.3).
+            foundation=f"{like.candidate.foundation}{self._predictions}",
+            priority=formula(PREDICTED, preference, like.base.component),
+            port=place.port,
+        )
+        found = CandidateFound(candidate, like.base, like.server, Standing.PREDICTED)
+        self._found[like.base.id].append(found)
         self._queue.append(found)
         return candidate
 
@@ -157,6 +217,12 @@ class Book:
 
     # What is known. -------------------------------------------------------------------------------
 
+    def mapped(self, base: Base) -> Iterator[Address]:
+        """Give the addresses that servers have seen a base as."""
+        for found in self._found.get(base.id, ()):
+            if _is_mapping(found):
+                yield found.candidate.address
+
     def missing(self, stream: int, component: int, what: str, why: str) -> None:
         """Tell of a candidate that was sought and not had."""
         self._queue.append(CandidateNotFound(stream, component, what, why))
@@ -170,6 +236,12 @@ def _is_at(found: CandidateFound, base: Base) -> bool:
     """Whether a candidate has the very transport address of a base."""
     candidate = found.candidate
     return candidate.transport == base.transport and candidate.address == base.address
+
+
+def _is_mapping(found: CandidateFound) -> bool:
+    """Whether a server has told of it."""
+    reflexive = found.candidate.type is CandidateType.SERVER_REFLEXIVE
+    return reflexive and found.standing is Standing.GATHERED
 
 
 def _hidden(like: Address) -> Address:

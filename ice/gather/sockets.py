@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ice.base import Base, BaseId, BaseLost
+from ice.base import Base, BaseId, BaseLost, Standing
 from ice.config import Config, Policy
 from ice.gather.book import Book
 from ice.gather.hostsocket import HostSocket, Spot, SpotKey
@@ -93,7 +93,17 @@ class HostSockets:
         self.at[local] = socket
         self.begin(socket, local)
 
-    def begin(self, socket: HostSocket, local: Address) -> None:
+    def adopt(self, handle: Handle, spot: Spot, local: Address) -> Base:
+        """Take a socket that was opened for another purpose, beside the one of its spot."""
+        socket = HostSocket(handle, spot)
+        self._by_handle[handle] = self.at[local] = socket
+        self.begin(socket, local, Standing.MET)
+        assert socket.base is not None
+        return socket.base
+
+    def begin(
+        self, socket: HostSocket, local: Address, standing: Standing = Standing.GATHERED
+    ) -> None:
         """Make a base of an open socket, and a candidate unless policy forbids it."""
         interface, stream, component = socket.spot
         socket.base = base = Base(
@@ -109,7 +119,7 @@ class HostSockets:
         socket.set_wanted(True)
         if socket.zone:
             self.zones[base.id] = socket.zone
-        self._book.host(base, interface)
+        self._book.host(base, interface, standing)
 
     def not_opened(self, socket: HostSocket, event: Closed) -> bool:
         """Try the next port; False if there is none, and the socket is given up."""
@@ -154,7 +164,9 @@ class HostSockets:
         self.shut(socket)
 
     def _forget(self, socket: HostSocket) -> None:
-        del self._by_handle[socket.handle], self._spots[socket.spot.key]
+        del self._by_handle[socket.handle]
+        if self._spots.get(socket.spot.key) is socket:
+            del self._spots[socket.spot.key]
         if socket.base is not None:
             del self.at[socket.base.address]
         socket.base = None

@@ -8,7 +8,10 @@ them, and speak STUN or nothing.
 
 A simultaneous open may fail on one side when it has succeeded on the other: what an earlier SYN met
 comes back late.  So a connection that was opened so, and ended before anything came over it, is
-opened again without a word, and what was sent on it is sent again.
+opened again without a word, and what was sent on it, or since, is sent again.
+
+Whoever hands a connection over once it is proven, octets and all, trusts nobody: what this agent
+opened is unproven then, too, and no octet behind the last packet is taken for another one.
 
 No two connections have the same addresses at both ends as far as one host's TCP goes, but a relay's
 may, and so may those of systems that tell the two sides of a simultaneous open apart.  Then the one
@@ -79,11 +82,13 @@ class Connection:
         "splitter", "unanswered", "waiting",
     )  # fmt: skip
 
-    def __init__(self, base: Base, remote: Address, *, accepted: bool, now: Instant) -> None:
+    def __init__(
+        self, base: Base, remote: Address, *, accepted: bool, now: Instant, trusting: bool = True
+    ) -> None:
         self.base = base
         self.remote = remote
         self.accepted = accepted
-        self.proven = not accepted
+        self.proven = trusting and not accepted
         self.heard = False
         """Whether the other side's first packet has come, and was STUN."""
         self.since = now
@@ -126,7 +131,8 @@ class Direct(Connection):
         accepted: bool,
         now: Instant,
     ) -> None:
-        super().__init__(base, remote, accepted=accepted, now=now)
+        trusting = connections.trusting
+        super().__init__(base, remote, accepted=accepted, now=now, trusting=trusting)
         self._all = connections
         self._board = board
         self.handle = handle
@@ -159,12 +165,12 @@ class Direct(Connection):
 class Connections:
     """Every established connection, by its path.
 
-    ``reopen`` is asked to open a path again.
+    ``reopen`` is asked to open a path again.  ``trusting``: see the module's text.
     """
 
     __slots__ = (
         "_all", "_board", "_controlling", "_deliver", "_drops", "_interrupted", "_unproven",
-        "expected", "reopen",
+        "expected", "reopen", "trusting",
     )  # fmt: skip
 
     def __init__(
@@ -174,6 +180,7 @@ class Connections:
         deliver: Deliver,
         drops: Counter[DropReason],
         controlling: Callable[[], bool],
+        trusting: bool = True,
     ) -> None:
         self._board = board
         self._deliver = deliver
@@ -182,6 +189,7 @@ class Connections:
         self._all: dict[Key, Connection] = {}
         self._unproven: dict[Connection, None] = {}
         """In the order in which they came."""
+        self.trusting = trusting
         self._interrupted: dict[Key, Connection] = {}
         """Paths that are being opened again, with the connection that ended."""
         self.reopen: Callable[[Base, Address, Instant], None] | None = None
@@ -279,8 +287,7 @@ class Connections:
         """Send a packet; whether it was taken."""
         connection = self._all.get((base, remote))
         if connection is None:
-            self._drops[DropReason.UNKNOWN_STREAM] += 1
-            return False
+            return self._send_later(base, remote, data)
         if connection.congested:
             connection.waiting += len(data)
             if connection.waiting > WAITING:
@@ -298,6 +305,18 @@ class Connections:
         connection.write(frame, now)
         return True
 
+    def _send_later(self, base: Base, remote: Address, data: bytes) -> bool:
+        """Keep a packet for a path that is being opened again, if it is; whether it was kept."""
+        kept = None
+        if self._interrupted:
+            interrupted = self._interrupted.get((base, remote))
+            kept = None if interrupted is None else interrupted.unanswered
+        if kept is None or len(kept) >= MOST_UNANSWERED or len(data) > MAX_FRAME:
+            self._drops[DropReason.UNKNOWN_STREAM] += 1
+            return False
+        kept.append(len(data).to_bytes(2) + data)
+        return True
+
     def _prove(self, connection: Connection) -> None:
         connection.proven = True
         connection.splitter.allow(MAX_FRAME)
@@ -307,7 +326,7 @@ class Connections:
         """Take octets."""
         splitter = connection.splitter
         base, remote = connection.base, connection.remote
-        if connection.heard and connection.proven:
+        if connection.heard and connection.proven and self.trusting:
             deliver = self._deliver
             for packet in splitter.feed(data):
                 deliver(base, remote, packet, now)
@@ -318,7 +337,7 @@ class Connections:
             self.end(connection, Cause.OTHER, f"no RFC 4571 framing: {splitter.error}", reset=True)
 
     def _arrived_first(self, connection: Connection, data: bytes, now: Instant) -> None:
-        """Take octets while all there may be is STUN, or the first packet has not come yet."""
+        """Take octets where each packet may change what becomes of those behind it."""
         splitter = connection.splitter
         splitter.push(data)
         while (packet := splitter.pop()) is not None:
@@ -389,6 +408,19 @@ class Connections:
         if connection is not None:
             self._unproven.pop(connection, None)
             connection.shut(reset=reset)
+
+    def release(self, key: Key) -> tuple[Handle, bytes] | None:
+        """Give up a connection of this host, if there is one, as it is.
+
+        Returns its socket, and the octets that came behind the last packet that was delivered.
+        """
+        connection = self._all.get(key)
+        if not isinstance(connection, Direct):
+            return None
+        del self._all[key]
+        self._unproven.pop(connection, None)
+        self._board.owners.pop(connection.handle, None)
+        return connection.handle, connection.splitter.rest()
 
     # Time. ----------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from ice.base import Base, BaseId, BaseLost, PathClosed, PathOpened
+from ice.base import Base, BaseId, BaseLost, PathClosed, PathOpened, Standing
 from ice.candidate import TcpType
 from ice.config import Config, Interface, Policy, Server
 from ice.gather.book import DISCARD, Book
@@ -57,9 +57,9 @@ class TcpPart:
     """
 
     __slots__ = (
-        "_active", "_attempts", "_board", "_book", "_config", "_connections", "_drops", "_entropy",
-        "_expected", "_handles", "_ids", "_mappings", "_pacer", "_patience", "_port_events",
-        "_ports", "_queue", "_relays", "_servers", "send",
+        "_active", "_adopted", "_attempts", "_book", "_config", "_entropy", "_expected", "_handles",
+        "_ids", "_mappings", "_pacer", "_patience", "_port_events", "_ports", "_queue", "_relays",
+        "_servers", "board", "connections", "drops", "send",
     )  # fmt: skip
 
     def __init__(
@@ -82,24 +82,31 @@ class TcpPart:
         self._handles = handles
         self._ids = ids
         self._entropy = entropy
-        self._drops = drops
+        self.drops = drops
         self._book = book
         self._pacer = pacer
         self._patience = patience
-        self._board = board = Switchboard(queue, handles)
-        self._connections = Connections(
-            board, deliver=deliver, drops=drops, controlling=controlling
+        self.board = board = Switchboard(queue, handles)
+        self.connections = Connections(board, deliver=deliver, drops=drops, controlling=controlling)
+        self._attempts = Attempts(
+            board,
+            self.connections,
+            patience=config.ti,
+            entropy=entropy,
+            most=config.tcp_attempts,
+            low_ttl=config.low_ttl_first,
         )
-        self._attempts = Attempts(board, self._connections, patience=config.ti, entropy=entropy)
-        self._connections.reopen = self._attempts.start
+        self.connections.reopen = self._attempts.start
         self._mappings: Mappings | None = None
         self._active: dict[Place, Base] = {}
+        self._adopted: list[Base] = []
+        """The ports of connections that others have brought about."""
         self._ports: dict[Port, None] = {}
         self._port_events = PortEvents(self._opened, self._not_opened, self._accepted)
         self._relays: dict[tuple[Place, str], Relay] = {}
         self._servers: tuple[Server, ...] = ()
         self._expected: dict[str, None] = {}
-        self.send = self._connections.send
+        self.send = self.connections.send
         """``send(base, remote, data, now) -> bool``: send a packet; whether it was taken.
 
         Else it is counted why not: there is no connection, or its peer reads more slowly than is
@@ -153,7 +160,7 @@ class TcpPart:
                 there.remove(tcptype)
                 continue
             port = Port(
-                self._board,
+                self.board,
                 self._port_events,
                 place,
                 tcptype,
@@ -169,15 +176,15 @@ class TcpPart:
                 continue
             relay = Relay(
                 self._config,
-                self._board,
-                self._connections,
+                self.board,
+                self.connections,
                 RelayEvents(self._allocated, self._not_allocated),
                 place=place,
                 server=server,
                 rank=rank,
                 ids=self._ids,
                 handles=self._handles,
-                drops=self._drops,
+                drops=self.drops,
                 entropy=self._entropy,
             )
             self._relays[place, server.name] = relay
@@ -190,12 +197,12 @@ class TcpPart:
         if self._mappings is None:
             self._mappings = Mappings(
                 self._config,
-                self._board,
+                self.board,
                 self._pacer,
                 self._patience,
                 found=self._mapped,
                 not_found=self._not_mapped,
-                drops=self._drops,
+                drops=self.drops,
                 entropy=self._entropy,
             )
         self._mappings.ask(port, enumerate(self._servers))
@@ -267,6 +274,24 @@ class TcpPart:
         for port in self._ports:
             if port.base is not None:
                 yield port.base
+        yield from self._adopted
+
+    def meeting_port(self, stream: int, component: int, *, ipv6: bool) -> Port | None:
+        """Return an open port for simultaneous open, if there is one."""
+        for port in self._ports:
+            base = port.base
+            if base is None or base.tcptype is not TcpType.SIMULTANEOUS_OPEN:
+                continue
+            if (base.stream, base.component, base.address.is_ipv6) == (stream, component, ipv6):
+                return port
+        return None
+
+    def adopt(self, place: Place, local: Address) -> Base:
+        """Make a base of a port that a connection was dialled from or accepted on."""
+        base = place.base(next(self._ids), local.port, TcpType.SIMULTANEOUS_OPEN)
+        self._adopted.append(base)
+        self._book.host(base, place.interface, Standing.MET)
+        return base
 
     @property
     def bases(self) -> Sequence[Base]:
@@ -310,6 +335,7 @@ class TcpPart:
             relay.release(now)
             return
         self._forget(base, now)
+        self._adopted = [each for each in self._adopted if each is not base]
         for place in [place for place, active in self._active.items() if active is base]:
             del self._active[place]
         for port in [port for port in self._ports if port.base is base]:
@@ -320,8 +346,8 @@ class TcpPart:
 
     def _forget(self, base: Base, now: Instant, *, reset: bool = True) -> None:
         self._attempts.cancel_all(base, now)
-        for connection in self._connections.of(base):
-            self._connections.drop(connection.key, reset=reset)
+        for connection in self.connections.of(base):
+            self.connections.drop(connection.key, reset=reset)
         self._book.forget(base)
 
     def _lose(self, base: Base, why: str, now: Instant) -> None:
@@ -352,7 +378,7 @@ class TcpPart:
         if host in self._expected or len(self._expected) >= MOST_EXPECTED:
             return
         self._expected[host] = None
-        self._connections.expected.add(host)
+        self.connections.expected.add(host)
         for relay in self._relays.values():
             relay.permit((host,), now)
 
@@ -363,7 +389,7 @@ class TcpPart:
 
         If there is one already, ``PathOpened`` is told of it once more.
         """
-        if (base, remote) in self._connections:
+        if (base, remote) in self.connections:
             self._queue.append(PathOpened(base, remote))
             return
         if base.is_relayed:
@@ -386,7 +412,7 @@ class TcpPart:
         relay = self._relay_of(base)
         if relay is not None:
             relay.cancel(base, remote, now)
-        self._connections.drop((base, remote))
+        self.connections.drop((base, remote))
 
     def _accepted(self, port: Port, handle: Handle, remote: Address, now: Instant) -> None:
         assert port.base is not None
@@ -394,7 +420,7 @@ class TcpPart:
         remote = Address(remote.host.partition("%")[0], remote.port)
         key = port.base, remote
         wanted = key in self._attempts
-        if self._connections.accepted(handle, port.base, remote, now, wanted=wanted):
+        if self.connections.accepted(handle, port.base, remote, now, wanted=wanted):
             self._attempts.cancel(key, now)
 
     def close(self, now: Instant) -> None:
@@ -408,6 +434,7 @@ class TcpPart:
         for relay in self._relays.values():
             relay.abandon(now)
         self._active.clear()
+        self._adopted.clear()
         self._ports.clear()
         self._relays.clear()
 
@@ -418,13 +445,13 @@ class TcpPart:
         if isinstance(event, Undeliverable):
             return False
         if isinstance(event, Accepted):
-            owner = self._board.owners.get(event.listener)
+            owner = self.board.owners.get(event.listener)
             if owner is None:
                 # It came before the listener was shut, and nobody else has listeners here.
-                self._board.shut(event.handle, reset=True)
+                self.board.shut(event.handle, reset=True)
                 return True
         else:
-            owner = self._board.owners.get(event.handle)
+            owner = self.board.owners.get(event.handle)
             if owner is None:
                 return False
         owner.on_socket(event, now)
@@ -432,7 +459,7 @@ class TcpPart:
 
     def on_deadline(self, now: Instant) -> None:
         """Do what is due."""
-        self._connections.on_deadline(now)
+        self.connections.on_deadline(now)
         self._attempts.on_deadline(now)
         if self._mappings is not None:
             self._mappings.on_deadline(now)
@@ -442,7 +469,7 @@ class TcpPart:
     def deadline(self) -> Instant | None:
         """Say when :meth:`on_deadline` is to be called."""
         # Asked after each packet that is sent.
-        due, other = self._connections.deadline(), self._attempts.deadline()
+        due, other = self.connections.deadline(), self._attempts.deadline()
         if other is not None and (due is None or other < due):
             due = other
         if self._mappings is not None:

@@ -60,11 +60,12 @@ class Port:
     With ``ports`` it is one of that range.  As the port is shared (SO_REUSEPORT), it would be
     shared with another agent of the same user as well, and each would accept connections of the
     other.  So a port that somebody chose is first opened for this agent alone: that fails if
-    anybody else has it.  A port that the system chooses is nobody's.
+    anybody else has it.  A port that the system chooses is nobody's, and with ``shared`` the one
+    that was chosen may have other sockets of whoever chose it.
     """
 
     __slots__ = (
-        "_board", "_events", "_left", "_trying", "base", "handle", "place", "tcptype",
+        "_board", "_events", "_left", "_shared", "_trying", "base", "handle", "place", "tcptype",
     )  # fmt: skip
 
     def __init__(
@@ -76,9 +77,11 @@ class Port:
         *,
         ports: tuple[int, int] | None,
         entropy: Entropy,
+        shared: bool = False,
     ) -> None:
         self._board = board
         self._events = events
+        self._shared = shared
         self._left = ports_to_try(ports, entropy)
         self._trying: int | None = None
         """The port that is tried for this agent alone."""
@@ -93,9 +96,9 @@ class Port:
         port = next(self._left, None)
         if port is None:
             return False
-        self._trying = port or None
+        self._trying = None if self._shared else port or None
         local = Address(self.place.interface.host, port)
-        self.handle = self._board.listen(self, local, exclusive=port != 0)
+        self.handle = self._board.listen(self, local, exclusive=self._trying is not None)
         return True
 
     def on_socket(self, event: SocketEvent, now: Instant) -> None:

@@ -16,8 +16,8 @@ from ice.checks import (
     RoleChanged,
 )
 from ice.checks.answering import NOMINATIONS_KEPT
-from ice.checks.messages import NOMINATION
 from ice.config import Config, Credentials
+from ice.messages import NOMINATION
 from ice.pair import PairState
 from stun.attributes import PRIORITY, SOFTWARE, UNKNOWN_ATTRIBUTES, XOR_MAPPED_ADDRESS
 from stun.codec import decode, encode
@@ -43,7 +43,7 @@ def ready(*, controlling: bool = False, config: Config | None = None) -> Bench:
 
 
 def code_of(message: Message | None) -> int:
-    from ice.checks.messages import error_code
+    from ice.messages import error_code
 
     assert message is not None
     return error_code(message) if message.message_class is Class.ERROR else 0

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ice.checks.messages import (
+from ice.config import Credentials
+from ice.messages import (
     NOMINATION,
     NOMINATION_PION,
     Keys,
@@ -17,7 +18,6 @@ from ice.checks.messages import (
     unproved_refusal,
     username_of,
 )
-from ice.config import Credentials
 from stun.attributes import (
     ERROR_CODE,
     ICE_CONTROLLED,

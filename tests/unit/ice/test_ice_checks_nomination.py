@@ -12,8 +12,8 @@ from ice.checks import (
     Nominated,
     PairValid,
 )
-from ice.checks.messages import NOMINATION
 from ice.config import Config
+from ice.messages import NOMINATION
 from ice.pair import PairState
 from stun.attributes import USE_CANDIDATE
 from stun.errors import UsageError

@@ -16,10 +16,17 @@ from ice.tcp.attempts import (
     CROWDED,
     EXISTS_PAUSE,
     HOPS,
+    MENDING,
     MOST_BUCKETS,
     MOST_OUTSTANDING,
+    ONE_LOST,
+    OPENING,
     PUNCHED,
     RATE,
+    ROUND_TRIPS,
+    SILENCE,
+    STALE,
+    TURN,
     Attempts,
 )
 from ice.tcp.connections import Connections
@@ -54,7 +61,7 @@ ACTIVE = base_at(Address(HERE.host, 9), TcpType.ACTIVE)
 class Desk:
     """Attempts, led by hand: what they order comes out as a list."""
 
-    def __init__(self, rng: Random) -> None:
+    def __init__(self, rng: Random, *, low_ttl: bool = False) -> None:
         self.queue: deque[Any] = deque()
         self.board = Switchboard(self.queue, count(1))
         self.drops: Counter[Any] = Counter()
@@ -65,13 +72,19 @@ class Desk:
             controlling=lambda: True,
         )
         self.attempts = Attempts(
-            self.board, self.connections, patience=PATIENCE, entropy=rng.randbytes
+            self.board,
+            self.connections,
+            patience=PATIENCE,
+            entropy=rng.randbytes,
+            low_ttl=low_ttl,
         )
         self.now: Instant = 1000 * SECOND
         self.dialled: list[Dial] = []
 
-    def start(self, base: Base = SO, remote: Address = THERE) -> None:
-        self.attempts.start(base, remote, self.now)
+    def start(
+        self, base: Base = SO, remote: Address = THERE, *spares: tuple[Base, Address]
+    ) -> None:
+        self.attempts.start(base, remote, self.now, spares)
 
     def orders(self) -> list[Any]:
         orders = [*self.queue]
@@ -151,14 +164,14 @@ class TestActive:
         assert not desk.orders()
         desk.wait(1)
         closed, shut = desk.orders()
-        assert (closed.cause, shut) == (Cause.TIMED_OUT, Shut(dial.handle))
+        assert (closed.cause, shut) == (Cause.TIMED_OUT, Shut(dial.handle, reset=True))
 
     def test_cancelled_it_says_nothing(self, desk: Desk) -> None:
         desk.start(ACTIVE)
         dial = desk.dial()
         desk.attempts.cancel((ACTIVE, THERE), desk.now)
         desk.attempts.cancel((ACTIVE, THERE), desk.now)
-        assert desk.orders() == [Shut(dial.handle)]
+        assert desk.orders() == [Shut(dial.handle, reset=True)]
 
     def test_a_link_local_address_is_dialled_on_its_link(self, desk: Desk) -> None:
         base = base_at(Address("fe80::1%eth0", 9), TcpType.ACTIVE)
@@ -338,13 +351,13 @@ class TestSimultaneousOpen:
         punch = exhaust(desk)
         while True:
             orders = desk.orders()
-            if orders and isinstance(orders[0], PathClosed):
+            if any(isinstance(order, PathClosed) for order in orders):
                 break
             for order in orders:
-                if isinstance(order, Dial):
+                if isinstance(order, Dial) and order.handle in desk.board.owners:
                     desk.refuse(order)
             desk.wait_for_deadline()
-        closed = orders[0]
+        (closed,) = (order for order in orders if isinstance(order, PathClosed))
         assert closed.cause is Cause.TIMED_OUT
         assert "connection refused" in closed.detail
         assert desk.now <= 1000 * SECOND + PATIENCE + MILLISECOND
@@ -377,3 +390,177 @@ class TestSimultaneousOpen:
             desk.attempts.cancel((SO, remote), desk.now)
             desk.orders()
         assert len(desk.attempts._buckets) <= MOST_BUCKETS
+
+
+class TestSilence:
+    """A socket may be in SYN-RECEIVED with nothing of it passing its NAT any more."""
+
+    def test_it_gives_way_to_another_one(self, desk: Desk) -> None:
+        desk.start()
+        first = desk.dial()
+        desk.wait(STALE - 1)
+        assert not desk.orders()
+        desk.wait(1)
+        # With a RST, as a FIN would leave the addresses in use.
+        assert desk.orders() == [Shut(first.handle, reset=True)]
+        assert desk.wait_for_deadline() <= MENDING
+        again = desk.dial()
+        assert (again.local, again.remote, again.ttl) == (HERE, THERE, None)
+
+    def test_refusals_tell_how_long_an_answer_takes(self, desk: Desk) -> None:
+        desk.start()
+        for took in (80, 50, 200):
+            dial = desk.dial()
+            desk.now += took * MILLISECOND
+            desk.refuse(dial)
+        dial = desk.dial()
+        assert desk.wait_for_deadline() == ONE_LOST + ROUND_TRIPS * 50 * MILLISECOND
+        assert desk.orders() == [Shut(dial.handle, reset=True)]
+
+    def test_each_time_it_takes_twice_as_long(self, desk: Desk) -> None:
+        """The way may be longer than what was thought."""
+        desk.start()
+        waits = []
+        for _ in range(3):
+            desk.dial()
+            waits.append(desk.wait_for_deadline())
+            desk.orders()
+            desk.wait_for_deadline()
+        assert waits[:3] == [STALE, 2 * STALE, 4 * STALE]
+
+    def test_an_active_one_is_left_alone(self, desk: Desk) -> None:
+        desk.start(ACTIVE)
+        desk.dial()
+        assert desk.wait_for_deadline() == PATIENCE
+
+
+class TestLowTtl:
+    """Nothing arrives at the peer's NAT before the peer has had time to begin."""
+
+    def test_the_first_one_dies_on_its_way(self, rng: Random) -> None:
+        desk = Desk(rng, low_ttl=True)
+        desk.start()
+        punch = desk.dial()
+        assert punch.ttl == HOPS[0]
+        desk.now += 2 * MILLISECOND
+        desk.refuse(punch, Cause.UNREACHABLE)  # a router tells of it
+        assert not desk.orders()
+        assert desk.wait_for_deadline() == OPENING - 2 * MILLISECOND
+        assert desk.dial().ttl is None
+
+    def test_if_nobody_tells_of_it_the_kernel_sends_the_next(self, rng: Random) -> None:
+        desk = Desk(rng, low_ttl=True)
+        desk.start()
+        punch = desk.dial()
+        assert desk.wait_for_deadline() == OPENING
+        assert not desk.orders()
+        desk.tell(Connected(punch.handle, HERE, THERE))
+        assert desk.orders() == [PathOpened(SO, THERE)]
+
+    def test_after_a_refusal_the_next_one_dies_further_on(self, rng: Random) -> None:
+        desk = Desk(rng, low_ttl=True)
+        desk.start()
+        desk.refuse(desk.dial(), Cause.UNREACHABLE)
+        desk.wait_for_deadline()
+        desk.refuse(desk.dial())
+        assert desk.dial().ttl == HOPS[1]
+
+    def test_where_it_reaches_the_peer_it_is_a_dial_like_any_other(self, rng: Random) -> None:
+        desk = Desk(rng, low_ttl=True)
+        desk.start()
+        desk.refuse(desk.dial())
+        desk.wait_for_deadline()
+        assert desk.dial().ttl is None
+
+    def test_an_active_one_is_left_alone(self, rng: Random) -> None:
+        desk = Desk(rng, low_ttl=True)
+        desk.start(ACTIVE)
+        assert desk.dial().ttl is None
+
+
+OTHER = base_at(Address(HERE.host, 5001), TcpType.SIMULTANEOUS_OPEN)
+THIRD = base_at(Address(HERE.host, 5002), TcpType.SIMULTANEOUS_OPEN)
+SPARES = ((OTHER, Address(THERE.host, 6001)), (THIRD, Address(THERE.host, 6002)))
+
+
+class TestSpares:
+    """Other pairs of ports, for where one is spoilt."""
+
+    def test_after_some_failures(self, desk: Desk) -> None:
+        desk.start(SO, THERE, *SPARES)
+        for _ in range(TURN - 1):
+            desk.refuse(desk.dial())
+        desk.refuse(desk.dial())
+        orders = desk.orders()
+        # The first one goes on: the peer may be where this side has been.
+        assert [(o.local.port, o.remote.port) for o in orders] == [(5001, 6001), (5000, 6000)]
+        again = orders[0]
+        for _ in range(TURN):
+            desk.refuse(again)
+            spare, *others = [o for o in desk.orders() if isinstance(o, Dial)]
+            again = others[0] if others else spare
+        assert (spare.local.port, spare.remote.port) == (5002, 6002)
+
+    def test_after_some_silence(self, desk: Desk) -> None:
+        desk.start(SO, THERE, *SPARES)
+        desk.dial()
+        assert desk.wait_for_deadline() == SILENCE
+        assert desk.dial().remote == SPARES[0][1]
+        desk.wait(SILENCE)
+        assert SPARES[1][1] in {order.remote for order in desk.orders() if isinstance(order, Dial)}
+
+    def test_what_is_being_opened_is_not_opened_twice(self, desk: Desk) -> None:
+        desk.start(SO, THERE, (SO, THERE))
+        desk.dial()
+        desk.wait(SILENCE)
+        assert not desk.orders()
+
+    def test_stories(self, desk: Desk) -> None:
+        desk.start()
+        desk.refuse(desk.dial())
+        desk.refuse(desk.dial(), Cause.UNREACHABLE)
+        (story,) = desk.attempts.stories()
+        assert story == ((SO, THERE), "1 x connection refused (RST), 1 x unreachable (ICMP)")
+
+
+class TestTurns:
+    """More than may be dialled at once."""
+
+    def start_all(self, desk: Desk) -> list[Dial]:
+        for port in range(1, MOST_OUTSTANDING + 3):
+            desk.start(SO, Address(THERE.host, port))
+        dials = desk.orders()
+        assert len(dials) == MOST_OUTSTANDING
+        return dials
+
+    def test_who_has_failed_often_waits_for_another_turn(self, desk: Desk) -> None:
+        dial = self.start_all(desk)[0]
+        for _ in range(TURN - 1):
+            desk.refuse(dial)
+            dial = desk.dial()
+        desk.refuse(dial)
+        assert desk.dial().remote.port == MOST_OUTSTANDING + 1
+        assert (SO, Address(THERE.host, 1)) in desk.attempts
+
+    def test_who_is_silent_for_long_waits_too(self, desk: Desk) -> None:
+        first = self.start_all(desk)
+        desk.wait(CROWDED)
+        orders = desk.orders()
+        assert not any(isinstance(order, PathClosed) for order in orders)
+        shut = {order.handle for order in orders if isinstance(order, Shut)}
+        assert {dial.handle for dial in first} >= shut
+        ports = [order.remote.port for order in orders if isinstance(order, Dial)]
+        assert {MOST_OUTSTANDING + 1, MOST_OUTSTANDING + 2} <= {*ports}
+
+    def test_all_end_at_last(self, desk: Desk) -> None:
+        self.start_all(desk)
+        closed = []
+        for _ in range(2000):
+            if desk.attempts.deadline() is None:
+                break
+            desk.wait_for_deadline()
+            closed += [order for order in desk.orders() if isinstance(order, PathClosed)]
+        assert {each.remote.port for each in closed} == {*range(1, MOST_OUTSTANDING + 3)}
+        assert all(each.cause is Cause.TIMED_OUT for each in closed)
+        assert desk.now <= 1000 * SECOND + 2 * PATIENCE
+        assert not desk.board.owners

@@ -38,7 +38,7 @@ DATA = b"\xc8some data"
 
 
 class Desk:
-    def __init__(self, *, controlling: bool = True) -> None:
+    def __init__(self, *, controlling: bool = True, trusting: bool = True) -> None:
         self.queue: deque[Any] = deque()
         self.board = Switchboard(self.queue, count(1))
         self.drops: Counter[DropReason] = Counter()
@@ -49,6 +49,7 @@ class Desk:
             deliver=self._deliver,
             drops=self.drops,
             controlling=lambda: controlling,
+            trusting=trusting,
         )
         self.now = 0
 
@@ -260,7 +261,6 @@ class TestInterruption:
         desk.tell(Closed(1, Cause.RESET))
         assert asked == [(BASE, THERE, 7)]
         assert not desk.orders()
-        assert not desk.send()
         desk.connections.accepted(-1, BASE, THERE, 8, wanted=True)
         assert desk.orders() == [Write(-1, rfc4571_frame(CHECK))]
         desk.tell(Closed(-1, Cause.RESET))
@@ -307,3 +307,64 @@ class TestInterruption:
         desk.dialled(2)
         assert desk.orders() == [PathOpened(BASE, THERE)]
         assert asked
+
+
+class TestHandingOver:
+    """A connection goes to somebody else, octets and all."""
+
+    def test_what_this_side_opened_has_to_prove_itself_too(self) -> None:
+        desk = Desk(trusting=False)
+        desk.dialled(1)
+        desk.orders()
+        desk.now = PROOF
+        desk.connections.on_deadline(desk.now)
+        shut, closed = desk.orders()
+        assert (shut, closed.cause) == (Shut(1, reset=True), Cause.TIMED_OUT)
+        assert desk.drops == {DropReason.MISSING_INTEGRITY: 1}
+
+    def test_nothing_behind_the_packet_that_decides_is_read(self) -> None:
+        desk = Desk(trusting=False)
+        desk.dialled(1)
+        desk.answer = SUCCESS
+        released = []
+
+        def deliver(base: Base, remote: Address, data: bytes, now: int) -> None:
+            desk._deliver(base, remote, data, now)
+            if len(desk.got) == 2:
+                released.append(desk.connections.release((base, remote)))
+
+        desk.connections._deliver = deliver
+        desk.tell(Arrived(1, rfc4571_frame(CHECK)))
+        desk.tell(Arrived(1, rfc4571_frame(CHECK) + b"\x00\x03abcdef"))
+        assert desk.got == [CHECK, CHECK]
+        assert released == [(1, b"\x00\x03abcdef")]
+        assert not desk.board.owners
+        assert (BASE, THERE) not in desk.connections
+        assert not any(isinstance(order, Shut) for order in desk.orders())
+
+    def test_there_is_none(self, desk: Desk) -> None:
+        assert desk.connections.release((BASE, THERE)) is None
+
+
+def test_what_is_sent_while_a_path_is_opened_again_is_sent_then(desk: Desk) -> None:
+    reopened: list[Address] = []
+    desk.connections.reopen = lambda _, remote, __: reopened.append(remote)
+    desk.dialled(1)
+    desk.send(CHECK)
+    desk.tell(Closed(1, Cause.RESET))
+    assert reopened == [THERE]
+    desk.orders()
+    assert desk.send(SUCCESS)
+    assert not desk.orders()
+    desk.dialled(2)
+    assert desk.orders() == [Write(2, rfc4571_frame(CHECK)), Write(2, rfc4571_frame(SUCCESS))]
+
+
+def test_but_no_more_than_can_be_kept(desk: Desk) -> None:
+    desk.connections.reopen = lambda *_: None
+    desk.dialled(1)
+    desk.tell(Closed(1, Cause.RESET))
+    taken = [desk.send(CHECK) for _ in range(MOST_UNANSWERED + 2)]
+    assert taken == [True] * MOST_UNANSWERED + [False] * 2
+    assert desk.drops == {DropReason.UNKNOWN_STREAM: 2}
+    assert not desk.connections.send(BASE, HERE, CHECK, 0)

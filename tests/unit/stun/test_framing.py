@@ -213,3 +213,20 @@ def test_usage():
         channel_data(0x8000, b"", pad=False)
     with pytest.raises(UsageError):
         channel_data(0x4000, bytes(0x10000), pad=False)
+
+
+def test_a_packet_that_is_too_long_is_refused_wherever_the_stream_is_cut():
+    wire = b"\x00\x02ab\x00\x00\x00\x05"
+    for one in range(len(wire)):
+        for other in range(one, len(wire)):
+            stream = Rfc4571Stream(limit=4)
+            found = [
+                packet
+                for a, b in ((0, one), (one, other), (other, None))
+                for packet in stream.feed(wire[a:b])
+            ]
+            assert found == [b"ab", b""]
+            assert stream.error is not None
+            assert (stream.error.reason, stream.error.offset) == (DropReason.TOO_LONG, 6)
+            assert stream.pending == 0
+            assert stream.feed(b"more") == []
