@@ -37,6 +37,12 @@ MODULES = {
     "probe": "target_probe",
     "candidate": "target_ice",
     "sdp": "target_ice",
+    "link": "target_link",
+    "frames": "target_link",
+    "rendezvous": "target_rendezvous",
+    "channel": "target_rendezvous",
+    "hello": "target_rendezvous",
+    "code": "target_rendezvous",
 }
 PROPERTIES = {
     "examples-decode": (
@@ -55,6 +61,12 @@ PROPERTIES = {
     "examples-turn-server": ("tests/fuzz/test_fuzz_turn_server.py",),
     "examples-turn-client": ("tests/fuzz/test_fuzz_turn_client.py",),
     "examples-ice": ("tests/fuzz/test_fuzz_ice.py",),
+    "examples-link": ("tests/fuzz/test_fuzz_link.py", "tests/property/test_link_session.py"),
+    "examples-rendezvous": (
+        "tests/fuzz/test_fuzz_rendezvous.py",
+        "tests/unit/ice/test_meeting_channel.py",
+        "tests/unit/ice/test_meeting_pairing.py",
+    ),
     "examples-probe": ("tests/fuzz/test_fuzz_probe.py", "tests/property/test_probe_verdicts.py"),
 }
 TAIL = 12

@@ -139,11 +139,14 @@ def announce(
     *,
     made_up: Credential | None,
     names: tuple[str, ...] = (),
+    rendezvous: Sequence[str] = (),
 ) -> None:
     """Print where turnd serves, and with ``made_up`` how to use it."""
     for line in where_it_serves(serving):
         _print(console, line)
     _print(console, what_it_relays(plan))
+    if rendezvous:
+        _print(console, f"rendezvous at {', '.join(rendezvous)}")
     for warning in plan.warnings:
         _print(console, f"warning: {warning}", style="yellow")
     if made_up is None:

@@ -353,6 +353,7 @@ def check_status(status: Mapping[str, Any], *, now: float) -> Iterator[Finding]:
     )
     for warning in status["warnings"]:
         yield Finding(Level.WARNING, "turnd", warning)
+    yield from _check_rendezvous(status.get("rendezvous"))
     yield from _check_certificate(status["certificate"], now)
     low, high = status["ports"]
     if high - low + 1 < FEW_PORTS:
@@ -363,6 +364,19 @@ def check_status(status: Mapping[str, Any], *, now: float) -> Iterator[Finding]:
             "widen --relay-ports",
         )
     yield from _kernel_limits()
+
+
+def _check_rendezvous(rendezvous: Mapping[str, Any] | None) -> Iterator[Finding]:
+    if rendezvous is None:
+        return
+    yield Finding(
+        Level.OK if rendezvous["serving"] else Level.FAILED,
+        "rendezvous",
+        f"{rendezvous['connected']} clients, {rendezvous['waiting']} of them wait, "
+        f"{', '.join(rendezvous['places'])} "
+        f"(listening at {', '.join(rendezvous['serving']) or 'nothing'})",
+        "" if rendezvous["serving"] else "see turnd's log for why its listeners are gone",
+    )
 
 
 def _check_certificate(certificate: Mapping[str, Any] | None, now: float) -> Iterator[Finding]:

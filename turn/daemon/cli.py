@@ -138,6 +138,15 @@ _CONFIGURATION: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("--alternate-server", "alternate_servers", {
         "multiple": True, "metavar": "A[:P]", "help": "Send new clients there (300 Try Alternate).",
     }),
+    ("--with-rendezvous", "rendezvous", {
+        "is_flag": True,
+        "help": "Serve a rendezvous as well, where `punch` meets; it hands out credentials for "
+        "this relay.",
+    }),
+    ("--rendezvous-listen", "rendezvous.listen", {
+        "multiple": True, "metavar": "URL",
+        "help": "Where: ws://A:P, or wss://A:P with --cert. Default: ws://*:8080.",
+    }),
     ("--metrics", "metrics.listen", {
         "metavar": "A:P", "help": "Serve Prometheus' metrics over HTTP at /metrics.",
     }),
@@ -206,6 +215,9 @@ def make_flags(given: dict[str, Any]) -> Flags:
                 # A path on a command line starts where the command was given.
                 more = value if flag == "--secret" else [{"file": _absolute(v)} for v in value]
                 flags.set(keys, [*before, *more], flag)
+            case "--with-rendezvous":
+                if value:
+                    flags.set(keys, {}, flag)
             case "--cert" | "--key":
                 flags.set(keys, _absolute(value), flag)
             case "--admin-socket":
@@ -306,9 +318,15 @@ def _announce(running: Turnd) -> bool:
         list(running.serving.values()),
         made_up=running.made_up,
         names=running.certificate_names(),
+        rendezvous=_rendezvous(running.settings),
     )
     sys.stdout.flush()
     return True
+
+
+def _rendezvous(settings: Settings) -> list[str]:
+    wanted = settings.rendezvous
+    return [] if wanted is None else [str(place) for place in wanted.listen]
 
 
 def _console() -> Any:
@@ -328,6 +346,8 @@ def _check_config(given: Given) -> int:
     click.echo(effective(settings))
     for line in (*_would_listen(plan), what_it_relays(plan)):
         click.echo(f"# {line}")
+    if settings.rendezvous is not None:
+        click.echo(f"# rendezvous at {settings.rendezvous}")
     for warning in plan.warnings:
         click.echo(f"# warning: {warning}")
     if settings.tls is not None:

@@ -1,30 +1,38 @@
 """What stands beside the server machine and may be exchanged while it runs.
 
-That is the database of users, the metrics port and the admin socket.  Each has a *key*, the part of
-the settings that it was opened for.  :meth:`Parts.open` opens those whose key is another in the new
-settings, beside those that run; :meth:`Parts.commit` lets the new ones take their place, and
-:meth:`Parts.abandon` closes them again if something else was wrong.
+That is the database of users, the metrics port, the admin socket and the rendezvous.  Each has a
+*key*, the part of the settings that it was opened for.  :meth:`Parts.open` opens those whose key is
+another in the new settings, beside those that run; :meth:`Parts.commit` lets the new ones take
+their place, and :meth:`Parts.abandon` closes them again if something else was wrong.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Hashable, Mapping
+import secrets
+from collections.abc import Callable, Coroutine, Hashable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from stun.credentials import mint
 from stun.errors import UsageError
 from stun.nonce import NonceMaker
 from turn.daemon.admin import AdminSocket, Signpost, default_path
+from turn.daemon.certificate import Certificate
+from turn.daemon.companion import RENDEZVOUS, Companion, Surroundings, load_companion
 from turn.daemon.metrics import MetricsServer, Source, registry
 from turn.daemon.operations import Operated, commands
+from turn.daemon.plan import rest_secrets
 from turn.daemon.settings import Settings
 from turn.server.events import LookUp
 from turn.users.base import redacted
 from turn.users.cache import CachedUsers
 
 if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+    from structlog.typing import FilteringBoundLogger
+
     from turn.users.base import Loader
 
 
@@ -32,6 +40,17 @@ class Host(Operated, Source, Protocol):
     """What the parts need of the turnd that they belong to."""
 
     nonces: NonceMaker
+    settings: Settings
+    certificate: Certificate
+
+    @property
+    def log(self) -> FilteringBoundLogger:
+        """The log, as it is configured now."""
+        ...
+
+    def uris(self, host: str | None = None) -> list[str]:
+        """Return what clients are configured with, at one local host or at all."""
+        ...
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Have something done beside the server; its failure ends turnd."""
@@ -97,6 +116,7 @@ class Part:
         self.users: CachedUsers | None = None
         self.url = ""
         self.socket: AdminSocket | None = None
+        self.companion: Companion | None = None
 
     @property
     def words(self) -> str:
@@ -118,7 +138,10 @@ class Parts:
             "database": (_database_key, self._database),
             "metrics": (_metrics_key, self._metrics),
             "admin": (_admin_key, self._admin),
+            "rendezvous": (_rendezvous_key, self._rendezvous),
         }
+        self.made_up = secrets.token_urlsafe(24)
+        """The secret that a rendezvous makes credentials with where none is configured."""
 
     @property
     def users(self) -> CachedUsers | None:
@@ -175,8 +198,15 @@ class Parts:
         replaced = [
             (self._open[name], new) for name, new in self._next.items() if name in self._open
         ]
-        self._open |= self._next
-        self._next = {}
+        for old, new in replaced:
+            if old.companion is not None and old.companion is new.companion:
+                # It goes on elsewhere: what would end it belongs to the new one.
+                old.stack, new.stack = new.stack, old.stack
+        taken, self._next = self._next, {}
+        self._open |= taken
+        for part in taken.values():
+            if part.companion is not None:
+                part.companion.commit()
         self._show_the_way()
         return replaced
 
@@ -239,7 +269,9 @@ class Parts:
 
     async def _metrics(self, part: Part, settings: Settings) -> None:
         assert settings.metrics.listen is not None
-        server = MetricsServer(settings.metrics.listen, registry(self._host))
+        figures = registry(self._host)
+        figures.register(self)
+        server = MetricsServer(settings.metrics.listen, figures)
         await part.stack.enter_async_context(server)
 
     async def _admin(self, part: Part, settings: Settings) -> None:
@@ -253,6 +285,45 @@ class Parts:
             if settings.admin.socket is not None:
                 raise
             self._host.warn(f"{error}; there is no admin socket")
+
+    async def _rendezvous(self, part: Part, settings: Settings) -> None:
+        wanted, before = settings.rendezvous, self._open.get("rendezvous")
+        assert wanted is not None
+        companion = None if before is None else before.companion
+        if companion is None:
+            companion = load_companion(RENDEZVOUS, self._surroundings())
+            part.stack.push_async_callback(companion.close)
+        await companion.prepare([str(place) for place in wanted.listen], wanted.proxies)
+        part.companion = companion
+
+    def _surroundings(self) -> Surroundings:
+        host = self._host
+        return Surroundings(
+            version=host.version,
+            log=lambda: host.log,
+            tls=lambda: host.certificate.tls,
+            mint=lambda user, ttl, now: mint(
+                rest_secrets(host.settings, self.made_up)[0], user, ttl, now
+            ),
+            uris=host.uris,
+            spawn=host.spawn,
+        )
+
+    def rendezvous_status(self) -> dict[str, Any] | None:
+        """Return how the rendezvous is, as JSON; ``None`` without one."""
+        companion = self._companion
+        return None if companion is None else companion.status()
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the figures of the rendezvous, if there is one."""
+        companion = self._companion
+        if companion is not None:
+            yield from companion.collect()
+
+    @property
+    def _companion(self) -> Companion | None:
+        part = self._open.get("rendezvous")
+        return None if part is None else part.companion
 
     def _beside(self, part: Part, work: Coroutine[Any, Any, None]) -> None:
         task = self._host.spawn(work)
@@ -271,6 +342,10 @@ def _database_key(settings: Settings) -> Hashable:
 
 def _metrics_key(settings: Settings) -> Hashable:
     return settings.metrics.listen
+
+
+def _rendezvous_key(settings: Settings) -> Hashable:
+    return settings.rendezvous
 
 
 def _admin_key(settings: Settings) -> Path | None:

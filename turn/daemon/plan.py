@@ -321,12 +321,24 @@ def _proxies(places: Iterable[ListenUrl]) -> dict[int, tuple[str, ...]]:
 # Who may relay. -----------------------------------------------------------------------------------
 
 
+def rest_secrets(settings: Settings, made_up: str) -> list[str]:
+    """Return the secrets of time-limited credentials, the one that makes them first.
+
+    A rendezvous needs one to make them with: ``made_up``, where none is configured.
+    """
+    given = [secret.text for secret in settings.auth.secrets]
+    return given or ([made_up] if settings.rendezvous is not None else [])
+
+
 def make_users(
-    settings: Settings, more: Iterable[Credential], cached: CachedUsers | None = None
+    settings: Settings,
+    more: Iterable[Credential],
+    cached: CachedUsers | None = None,
+    made_up: str = "",
 ) -> UserStore:
     """Return every user of ``settings``, and ``more``.
 
-    ``cached``: those of the database, where there is one.
+    ``cached``: those of the database, where there is one.  ``made_up``: see :func:`rest_secrets`.
     """
     stores: list[UserStore] = []
     table: dict[str, str | StoredKeys] = {
@@ -336,8 +348,9 @@ def make_users(
     table |= {one.username: one.password for one in more}
     if table:
         stores.append(StaticUsers(table, settings.realm))
-    if settings.auth.secrets:
-        stores.append(RestUsers([secret.text for secret in settings.auth.secrets]))
+    secrets = rest_secrets(settings, made_up)
+    if secrets:
+        stores.append(RestUsers(secrets))
     if cached is not None:
         stores.append(cached)
     return stores[0] if len(stores) == 1 else AnyOf(*stores)

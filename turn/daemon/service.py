@@ -17,7 +17,6 @@ looked at every few seconds, since those who renew it often forget to tell.
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import secrets
 import signal
@@ -25,7 +24,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from stun.credentials import mint
 from stun.errors import DropReason, StunError, UsageError
@@ -36,7 +35,7 @@ from turn.aio import RelayDriver
 from turn.daemon.addresses import Lister, changes, local_addresses, servable
 from turn.daemon.announce import advise, alternate_advice, ports_advice, relay_advice
 from turn.daemon.certificate import Certificate
-from turn.daemon.limits import descriptor_warning, raise_descriptor_limit
+from turn.daemon.limits import descriptor_warning, raise_descriptor_limit, rarely_collect_garbage
 from turn.daemon.logs import Journal, logger
 from turn.daemon.operations import Minted
 from turn.daemon.parts import Parts
@@ -55,6 +54,9 @@ from turn.server.events import (
 )
 from turn.server.machine import Server
 from turn.server.metrics import Metrics
+
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger
 
 WATCH: Final = 3.0
 """Seconds between two looks at this machine's addresses and at the certificate."""
@@ -149,7 +151,7 @@ class Turnd:
                 self._server.start(self.now())
                 self._driver.flush()
                 self._check_started()
-                _rarely_collect_garbage()
+                rarely_collect_garbage()
                 self._add_signals()
                 warning = descriptor_warning(self.plan.config, limit)
                 if warning is not None:
@@ -175,7 +177,7 @@ class Turnd:
 
     def _make_users(self) -> UserStore:
         more = [self._probe] if self.made_up is None else [self._probe, self.made_up]
-        return make_users(self.settings, more, self._parts.users)
+        return make_users(self.settings, more, self._parts.users, self._parts.made_up)
 
     def _check_started(self) -> None:
         """Raise if listeners are missing that must not be."""
@@ -293,6 +295,11 @@ class Turnd:
         else:
             self._log.error("the users' database cannot be reached", problem=problem)
 
+    @property
+    def log(self) -> FilteringBoundLogger:
+        """The log, as it is configured now."""
+        return self._log
+
     def warn(self, text: str) -> None:
         """Tell the operator."""
         self._log.warning(text)
@@ -380,12 +387,16 @@ class Turnd:
         made = mint(self.settings.auth.secrets[0].text, name, ttl, int(time.time()))
         return Minted(made.username, made.password, ttl, tuple(self.uris()))
 
-    def uris(self) -> list[str]:
-        """Return what clients are configured with, those that reach furthest first."""
+    def uris(self, host: str | None = None) -> list[str]:
+        """Return what clients are configured with, those that reach furthest first.
+
+        ``host``: those alone that are at this local address, if there are any.
+        """
         there = set(self.serving)
         listeners = [
             at for at in self.plan.config.listeners if (at.transport.protocol, at.local) in there
         ]
+        listeners = [at for at in listeners if at.local.host == host] or listeners
         return turn_uris(listeners, self.certificate_names())
 
     def certificate_names(self) -> tuple[str, ...]:
@@ -460,7 +471,7 @@ class Turnd:
             changed.append(f"nonces live {self.nonces.lifetime} s")
         if settings.auth.oauth != before.auth.oauth:
             changed.append("access tokens: " + ("none" if tokens is None else "other keys"))
-        if (settings.auth.who, settings.realm) != (before.auth.who, before.realm):
+        if settings.who != before.who:
             self._users = self._make_users()
         self._missing.clear()
         changed += self._go_over(plan, self._users)
@@ -512,6 +523,7 @@ class Turnd:
             },
             "draining": self._draining,
             "warnings": list(self.plan.warnings),
+            "rendezvous": self._parts.rendezvous_status(),
             "sessions": sum(1 for _ in self._server.sessions()),
             "probe": {"username": self._probe.username, "password": self._probe.password},
         }
@@ -523,6 +535,8 @@ class Turnd:
             places.setdefault(one.transport.value.lower(), []).append(str(one.local))
         fields = {transport: " ".join(where) for transport, where in places.items()}
         relays = [f"{relay.local}={relay.advertised}" for relay in self.plan.config.relays]
+        if self.settings.rendezvous is not None:
+            fields["rendezvous"] = str(self.settings.rendezvous)
         low, high = self.plan.config.ports
         return {**fields, "relays": " ".join(relays), "ports": f"{low}-{high}"}
 
@@ -583,14 +597,3 @@ def _check_machine(plan: Plan) -> None:
 def _nonce_secret(settings: Settings) -> bytes:
     secret = settings.auth.nonce_secret
     return secrets.token_bytes(32) if secret is None else secret.text.encode()
-
-
-def _rarely_collect_garbage() -> None:
-    """Have the collector look at what is made from now on, and not for every 700 new objects.
-
-    Allocations live for minutes: with the usual threshold tens of thousands of them are gone over
-    again and again, for a tenth of the time that making one takes.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 50)

@@ -30,7 +30,7 @@ from stun.sansio import Address
 from stun.strings import StringError
 from stun.users import StoredKeys
 from turn.daemon import settings_values as values
-from turn.daemon.settings_values import Hidden, ListenUrl, Relay
+from turn.daemon.settings_values import Hidden, ListenUrl, Relay, WebUrl
 from turn.server.config import DEFAULT_PORTS, Limits
 from turn.server.policy import PeerPolicy
 
@@ -81,6 +81,7 @@ Secret: TypeAlias = Annotated[Hidden, PlainValidator(_hidden)]
 Credential: TypeAlias = Annotated[Hidden | StoredKeys, PlainValidator(_credential)]
 File: TypeAlias = Annotated[Path, PlainValidator(_path)]
 OneOrSeveral: Any = BeforeValidator(_one_or_several)
+Web: TypeAlias = Annotated[WebUrl, PlainValidator(values.web_url)]
 Networks: TypeAlias = Annotated[tuple[Network, ...], OneOrSeveral, Field(strict=False)]
 Hosts: TypeAlias = Annotated[tuple[Host, ...], OneOrSeveral, Field(strict=False)]
 Seconds: TypeAlias = Annotated[int, Field(ge=1, le=86400)]
@@ -314,6 +315,30 @@ class Discovery(_Table):
     """The second port."""
 
 
+class Rendezvous(_Table):
+    """``[rendezvous]``: where two programs meet; served if there is such a table."""
+
+    listen: Annotated[tuple[Web, ...], OneOrSeveral, Field(strict=False)] = (
+        WebUrl(False, values.EVERY_HOST, 8080),
+    )
+    proxies: Networks = ()
+    """HTTP proxies whose ``X-Forwarded-For`` is believed."""
+
+    @field_validator("listen")
+    @classmethod
+    def _of_one_kind(cls, listen: tuple[WebUrl, ...]) -> tuple[WebUrl, ...]:
+        if not listen:
+            raise ValueError("it must not be empty; without the table there is no rendezvous")
+        ports: dict[int, WebUrl] = {}
+        for url in listen:
+            if ports.setdefault(url.port, url).secure is not url.secure:
+                raise ValueError(f"{ports[url.port]} and {url}: a port is either for ws or wss")
+        return listen
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.listen))
+
+
 class Settings(_Table):
     """The whole configuration."""
 
@@ -338,6 +363,7 @@ class Settings(_Table):
     log: Log = Log()
     admin: Admin = Admin()
     discovery: Discovery = Discovery()
+    rendezvous: Rendezvous | None = None
 
     @field_validator("software")
     @classmethod
@@ -364,7 +390,18 @@ class Settings(_Table):
                     f"listen: {listen.url} needs a certificate: --cert PEM (and --key PEM), "
                     "or certificate in [tls]"
                 )
+        for place in self.rendezvous.listen if self.rendezvous is not None else ():
+            if place.secure and self.tls is None:
+                raise ValueError(
+                    f"rendezvous: {place} needs a certificate: --cert PEM (and --key PEM), "
+                    "or certificate in [tls]"
+                )
         return self
+
+    @property
+    def who(self) -> tuple[object, ...]:
+        """Whatever users are made of, to be compared."""
+        return self.auth.who, self.realm, self.rendezvous is None
 
     def make_limits(self) -> Limits:
         """Return ``[limits]`` as the server machine takes them."""

@@ -131,6 +131,33 @@ def listen_url(value: Any) -> ListenUrl:
     return ListenUrl(transport, host, port, tuple(proxies), advertised)
 
 
+@dataclass(frozen=True, slots=True)
+class WebUrl:
+    """Where to listen for WebSockets; ``host`` may be a wildcard, or ``*`` for every address."""
+
+    secure: bool
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'wss' if self.secure else 'ws'}://{host}:{self.port}"
+
+
+def web_url(value: Any) -> WebUrl:
+    """Read ``ws://A:P`` or ``wss://A:P``; the port is optional: 8080, 443."""
+    text = _text(value, '"ws://*:8080"')
+    match = _URL.fullmatch(text)
+    scheme = "" if match is None else match["scheme"].lower()
+    if match is None or match["query"] or scheme not in ("ws", "wss"):
+        raise ValueError(
+            f"{text!r} is not a place to listen for WebSockets: write ws://ADDRESS:PORT or "
+            "wss://ADDRESS:PORT, as ws://*:8080 or wss://[::]:443"
+        )
+    secure = scheme == "wss"
+    return WebUrl(secure, *_authority(match["rest"], 443 if secure else 8080, text))
+
+
 def _authority(rest: str, default_port: int, text: str) -> tuple[str, int]:
     match = _AUTHORITY.fullmatch(rest)
     if match is None or not (match["v6"] or match["host"]):

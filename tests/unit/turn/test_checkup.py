@@ -41,6 +41,15 @@ HEALTHY: dict[str, Any] = {
 }
 
 
+RENDEZVOUS = {
+    "places": ["ws://*:8080"],
+    "serving": ["0.0.0.0:8080"],
+    "connected": 3,
+    "waiting": 1,
+    "paired": 2,
+}
+
+
 @pytest.fixture(autouse=True)
 def roomy_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = tmp_path / "rmem_max"
@@ -59,9 +68,16 @@ def test_a_healthy_server_has_nothing_to_mend() -> None:
     assert "7 allocations, listening at UDP 192.0.2.1:3478" in findings[0].text
 
 
+def test_a_healthy_rendezvous_is_told_of() -> None:
+    findings = of(HEALTHY | {"rendezvous": RENDEZVOUS})
+    assert worst(findings) is Level.OK
+    assert any("3 clients, 1 of them wait, ws://*:8080" in finding.text for finding in findings)
+
+
 @pytest.mark.parametrize(
     ("change", "level", "text", "fix"),
     [
+        ({"rendezvous": RENDEZVOUS | {"serving": []}}, Level.FAILED, "at nothing", "log"),
         ({"serving": []}, Level.FAILED, "listening at nothing", ""),
         ({"draining": True}, Level.WARNING, "draining", "restart"),
         ({"warnings": ["a private relay"]}, Level.WARNING, "a private relay", ""),

@@ -65,6 +65,10 @@ def knows(name: str) -> Callable[[Turnd], Any]:
     return look
 
 
+def rendezvous(turnd: Turnd) -> Any:
+    return turnd._parts._open["rendezvous"].companion
+
+
 def denied(host: str) -> Callable[[Turnd], Any]:
     return lambda turnd: not turnd._server._core.verdict_on_host(host).allowed
 
@@ -143,6 +147,18 @@ LIVE: dict[str, tuple[Any, Any, Callable[[Turnd], Any], Any]] = {
         lambda t: ("udp", Address("127.0.0.2", PORT + 2)) in t.serving,
         True,
     ),
+    "rendezvous.listen": (
+        {"listen": [f"ws://127.0.0.1:{PORT}"]},
+        {"listen": [f"ws://127.0.0.2:{PORT}", f"ws://127.0.0.1:{PORT}"]},
+        lambda t: rendezvous(t).status()["serving"],
+        [f"127.0.0.1:{PORT}", f"127.0.0.2:{PORT}"],
+    ),
+    "rendezvous.proxies": (
+        {"listen": f"ws://127.0.0.1:{PORT}"},
+        {"listen": f"ws://127.0.0.1:{PORT}", "proxies": "10.0.0.0/8"},
+        lambda t: "10.0.0.1" in rendezvous(t).server.machine.proxies,
+        True,
+    ),
     "tls.certificate": ({"certificate": "1.pem"}, {"certificate": "2.pem"}, served, None),
     "tls.key": (
         {"certificate": "1.pem"},
@@ -169,7 +185,12 @@ LIVE: dict[str, tuple[Any, Any, Callable[[Turnd], Any], Any]] = {
         [True],
     ),
 } | {f"limits.{name}": (7, 9, limit(name), 9) for name in allowed_keys(("limits",))}
-TABLES = {"listen.": "listen", "auth.oauth.": "auth.oauth", "tls.": "tls"}
+TABLES = {
+    "listen.": "listen",
+    "auth.oauth.": "auth.oauth",
+    "tls.": "tls",
+    "rendezvous.": "rendezvous",
+}
 
 
 def _open(turnd: Turnd) -> set[str]:
