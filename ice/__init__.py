@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from ice.errors import ConnectionClosed, ConnectionFailed, ConnectionLost, IceError
     from ice.events import AgentState
     from ice.explain import Explanation
+    from ice.link.config import LinkConfig
+    from ice.link.connect import Stream, connect
     from ice.machine import AgentMachine
     from ice.pair import Pair
     from ice.servers import IceServer
@@ -39,11 +41,14 @@ _HOMES = {
     "Explanation": "ice.explain",
     "IceError": "ice.errors",
     "IceServer": "ice.servers",
+    "LinkConfig": "ice.link.config",
     "Mdns": "ice.config",
     "Nomination": "ice.config",
     "Pair": "ice.pair",
     "Policy": "ice.config",
+    "Stream": "ice.link.connect",
     "TcpType": "ice.candidate",
+    "connect": "ice.link.connect",
 }
 
 __all__ = [
@@ -62,11 +67,14 @@ __all__ = [
     "Explanation",
     "IceError",
     "IceServer",
+    "LinkConfig",
     "Mdns",
     "Nomination",
     "Pair",
     "Policy",
+    "Stream",
     "TcpType",
+    "connect",
 ]
 
 
