@@ -1,0 +1,1 @@
+"""`punch`: two people, one command each, and a connection."""
