@@ -231,13 +231,13 @@ class Attempt:
         pair = self.agent.connection().selected_pair
         return "tcp" if pair is not None and _is_by_tcp(pair.base.relay) else "udp"
 
-    def endpoints(self) -> tuple[str, str]:
-        """Return the local and the remote transport address in words, empty without a pair."""
+    def endpoints(self) -> tuple[str, str, str]:
+        """Return both transport addresses and this side's relay in words, empty without a pair."""
         pair = self.agent.connection().selected_pair
         if pair is None:
-            return "", ""
-        local = pair.base.relay or str((pair.mapped or pair.local).address)
-        return local, str(pair.remote_address)
+            return "", "", ""
+        local = str((pair.mapped or pair.local).address)
+        return local, str(pair.remote_address), pair.base.relay
 
     def verdict(self) -> str:
         """Say in a sentence what became of it."""

@@ -33,7 +33,8 @@ class PathChanged:
 
     ``transport`` is what leaves this host.  ``ms``: milliseconds since the peer was met.  ``rtt``:
     the way's round trip, seconds, where it is known.  ``remote`` and ``local`` are transport
-    addresses in words.  ``why``: why it changed.
+    addresses in words, of a relay's at both ends where it goes through relays; ``relay`` is the one
+    that this side uses, as a URI.  ``why``: why it changed.
     """
 
     kind: Kind
@@ -43,6 +44,7 @@ class PathChanged:
     local: str = ""
     remote: str = ""
     rtt: float | None = None
+    relay: str = ""
 
 
 @dataclass(frozen=True, slots=True)

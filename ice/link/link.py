@@ -304,8 +304,9 @@ class Link:
             self._reunion.cancel()
             self._reunion = None
         ms = (self._loop.time() - self._met_at) * 1e3
-        local, remote = attempt.endpoints()
-        self.path = PathChanged(attempt.kind, attempt.transport, ms, why, local, remote, rtt)
+        local, remote, relay = attempt.endpoints()
+        kind, transport = attempt.kind, attempt.transport
+        self.path = PathChanged(kind, transport, ms, why, local, remote, rtt, relay)
         self._on_event(self.path)
         if not self._ready.done():
             self._ready.set_result(None)

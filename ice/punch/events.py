@@ -63,6 +63,7 @@ class Path:
     local: Annotated[str, "the transport address at this end, if known"] = ""
     remote: Annotated[str, "the transport address at the other end, if known"] = ""
     rtt: Annotated[float | None, "round-trip time of the path in milliseconds"] = None
+    relay: Annotated[str, "the URI of the relay that this side uses, if it does"] = ""
 
 
 @dataclass(frozen=True, slots=True)

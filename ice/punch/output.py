@@ -98,9 +98,9 @@ class Output:
                 return events.Waiting(code, seconds, self._command(code))
             case link.Met(ms):
                 return events.Met(ms)
-            case link.PathChanged(kind, transport, ms, why, local, remote, rtt):
+            case link.PathChanged(kind, transport, ms, why, local, remote, rtt, relay):
                 rtt = None if rtt is None else rtt * 1e3
-                return events.Path(kind, transport, ms, why, local, remote, rtt)
+                return events.Path(kind, transport, ms, why, local, remote, rtt, relay)
             case link.PathLost(kind, transport, why):
                 return events.PathLost(kind, transport, why)
             case link.Trying(transport, strategy, attempt, why):
@@ -182,7 +182,7 @@ class Output:
         self._paths += 1
         after = f"after {duration(event.ms / 1e3)}"
         if event.kind == "relay":
-            text = f"relayed {after}" + (f" by {event.remote}" if event.remote else "")
+            text = f"relayed {after}" + (f" by {event.relay}" if event.relay else "")
         else:
             text = f"direct over {event.transport.upper()} {after}"
             text += f": {event.remote}" if event.remote else ""
