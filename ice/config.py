@@ -132,6 +132,11 @@ class Config:
     before the peer's own has gone out: for NATs that take offence.  It costs about a second."""
     relay_tcp: bool = False
     """Relayed TCP candidates as well (RFC 6062), from TURN servers that are reached by TCP."""
+    assume_relayed: bool = False
+    """Let data pass from relay to relay at once, a round trip before a check has proved the pair:
+    no NAT is between two relays.  RFC 8445 section 12.1 wants a valid pair first, so that nobody
+    is made to send to somebody who did not ask for it; who sets this sees to it that no more is
+    sent than a handshake, before the peer has answered over the pair."""
     gather_timeout: int = 10 * SECOND
     """After which a server that has not answered is given up; nobody waits for it meanwhile."""
 

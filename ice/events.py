@@ -36,6 +36,7 @@ class Why(StrEnum):
     """Why another pair is used for data from now on."""
 
     FIRST_VALID = "the first pair that a check has proved"
+    ASSUMED = "from relay to relay, where nothing is in the way; checks go on"
     BETTER_VALID = "of higher priority than the valid pair before it"
     NOMINATED = "nominated"
     BETTER = "measured to be better"

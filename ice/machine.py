@@ -57,7 +57,7 @@ from ice.checks.events import (
 )
 from ice.component import key_of
 from ice.conclusion import Conclusion
-from ice.config import Config, Credentials, Interface, Server
+from ice.config import Config, Credentials, Interface, Policy, Server
 from ice.consent import Consent
 from ice.events import (
     AgentEvent,
@@ -141,7 +141,7 @@ class AgentMachine(Sight):
         self._consent = Consent(config, entropy=entropy, probe=checker.probe, send=send)
         self._selection = Selection(config, checker, self._consent, self._monitor, self._queue)
         self._conclusion = Conclusion(config.streams, hub, checker, self._selection)
-        self._permissions = Permissions(hub.open_path)
+        self._permissions = Permissions(hub.open_path, shared=config.policy is Policy.RELAY)
         self._spreading = Spreading(config, hub, checker, self._session, entropy=entropy)
         self._components = self._selection.table
         self._hub_send, self._pair_of = hub.send, checker.pair_of
@@ -370,7 +370,7 @@ class AgentMachine(Sight):
         pair = self._pair_of(base, remote)
         # "valid" is this side's proof.  A check of the peer that was answered is as good: it has
         # shown the password, and may already send (RFC 8445 section 12.2).
-        if pair is None or not (pair.valid or pair.responses_sent):
+        if pair is None or not (pair.valid or pair.responses_sent or pair.assumed):
             self._own_drops[DropReason.NO_VALID_PAIR] += 1
             return
         pair.packets_received += 1
@@ -468,6 +468,8 @@ class AgentMachine(Sight):
                 while (better := monitor.poll()) is not None:
                     busy = True
                     selection.better(better, now)
+                if self.config.assume_relayed:
+                    selection.assume(now)
                 busy |= selection.tend(now)
         finally:
             self._settling = False

@@ -37,8 +37,8 @@ class Pair:
     """
 
     __slots__ = (
-        "answered", "base", "checked", "consent_requests_sent", "local", "mapped", "nominated",
-        "notes", "octets_received", "octets_sent", "packets_received", "packets_sent",
+        "answered", "assumed", "base", "checked", "consent_requests_sent", "local", "mapped",
+        "nominated", "notes", "octets_received", "octets_sent", "packets_received", "packets_sent",
         "peer_nominated", "priority", "remote",
         "requests_received", "requests_sent", "responses_received", "responses_sent", "rtt",
         "state", "valid",
@@ -54,6 +54,8 @@ class Pair:
         self.state = PairState.FROZEN
         self.valid = False
         """Whether a check on it succeeded, so that data may pass."""
+        self.assumed = False
+        """Whether data may pass before a check has succeeded (``Config.assume_relayed``)."""
         self.mapped: Candidate | None = None
         self.nominated = False
         """Whether it is to be used: USE-CANDIDATE was sent and answered, or received and agreed."""

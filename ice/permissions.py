@@ -3,8 +3,11 @@
 A check that arrives at a relayed address is dropped unless the relay has a permission for its
 sender (RFC 8656 section 9), and without this the permission would come with this side's own check
 of that pair, one of the last.  With it the first check of either side passes, which saves a relayed
-connection some round trips.  What a peer makes an agent ask for is bounded: beyond :data:`MOST`
-hosts permissions come with the checks.
+connection some round trips.  Where nothing but relays is used the peer's is often the same one, so
+that its address is let in before anything is known of the peer.
+
+What a peer makes an agent ask for is bounded: beyond :data:`MOST` hosts permissions come with the
+checks.
 """
 
 from __future__ import annotations
@@ -21,12 +24,18 @@ MOST: Final = 16
 
 
 class Permissions:
-    """Has relays let peers in.  ``permit`` asks one: :meth:`ice.hub.Hub.open_path`."""
+    """Has relays let peers in.  ``permit`` asks one: :meth:`ice.hub.Hub.open_path`.
 
-    __slots__ = ("_bases", "_permit", "_remotes")
+    ``shared``: whether the peer probably has the same relay.
+    """
 
-    def __init__(self, permit: Callable[[Base, Address, Instant], None]) -> None:
+    __slots__ = ("_bases", "_permit", "_remotes", "_shared")
+
+    def __init__(
+        self, permit: Callable[[Base, Address, Instant], None], *, shared: bool = False
+    ) -> None:
         self._permit = permit
+        self._shared = shared
         self._bases: tuple[Base, ...] = ()
         self._remotes: dict[tuple[int, str], Address] = {}
 
@@ -35,6 +44,8 @@ class Permissions:
         if not base.is_relayed or base.is_reliable or base in self._bases:
             return
         self._bases = (*self._bases, base)
+        if self._shared:
+            self._permit(base, base.address, now)
         for (stream, host), remote in self._remotes.items():
             if stream == base.stream and (":" in host) == base.address.is_ipv6:
                 self._permit(base, remote, now)

@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
 from ice import consent as freshness
+from ice.candidate import CandidateType
 from ice.component import Component, key_of, preference
 from ice.config import Config
 from ice.events import (
@@ -105,6 +106,22 @@ class Selection:
                 self._use(component, pair, Why.BETTER_VALID, now)
         else:
             self._upgrade(component, now)
+
+    def assume(self, now: Instant) -> None:
+        """Use a pair from relay to relay before it is proved, where there is nothing better yet."""
+        for component in self.table.values():
+            if component.connected_in >= self.generation:
+                continue
+            relayed = [
+                pair
+                for pair in self._checker.pairs(component.stream)
+                if pair.component == component.id and _is_relayed(pair)
+            ]
+            for pair in relayed:
+                pair.assumed = True
+            if relayed and component.pair is None:
+                best = max(relayed, key=preference)
+                self._use(component, best, Why.ASSUMED, now)
 
     def nominated(self, pair: Pair, now: Instant) -> None:
         """Take note that both agents have agreed on the pair."""
@@ -210,7 +227,7 @@ class Selection:
         found = False
         for component in self.table.values():
             pair = component.pair
-            if pair is not None and not pair.valid:
+            if pair is not None and not pair.valid and not _is_assumed(pair):
                 found = True
                 self.gone(pair, Why.NOT_VALID, now)
         return found
@@ -394,3 +411,17 @@ class Selection:
             agreed = all(component.nominated is component.pair for component in components)
             return AgentState.COMPLETED if agreed else AgentState.CONNECTED
         return AgentState.CHECKING if checking else AgentState.NEW
+
+
+def _is_relayed(pair: Pair) -> bool:
+    """Whether it goes from relay to relay, and no check has failed on it."""
+    return (
+        pair.base.is_relayed
+        and not pair.base.is_reliable
+        and pair.remote.type is CandidateType.RELAYED
+        and pair.state is not PairState.FAILED
+    )
+
+
+def _is_assumed(pair: Pair) -> bool:
+    return pair.assumed and pair.state is not PairState.FAILED

@@ -32,11 +32,14 @@ from ice.link.ways import Ways
 from ice.rendezvous.errors import RendezvousError, Tampered, WrongCode
 from ice.rendezvous.meeting import Meeting
 from ice.rendezvous.pairing import Keys
+from ice.rendezvous.protocol import Welcome
 from ice.servers import IceServer, ServerLike
 
 VERSION: Final = 1
 STAY: Final = 5.0
 """Seconds for which a rendezvous is kept when octets flow: the peer may not have a way yet."""
+HASTE: Final = 1.0
+"""Seconds for which everything else waits for the first way."""
 PAUSE: Final = 1.0
 """Seconds between attempts to meet again."""
 
@@ -90,14 +93,13 @@ class Link:
         :class:`ice.ConnectionFailed` when there is no way.
         """
         try:
-            self._meeting = meeting = await Meeting.open(self._url, code=self.code, ssl=self._tls)
+            self._meeting = meeting = await Meeting.open(
+                self._url, code=self.code, ssl=self._tls, on_welcome=self._gather
+            )
             self.code = meeting.code
-            self._ways = self._make_ways(meeting)
-            self._ways.gather()
-            if self.config.diagnose and self.config.direct:
-                self._spawn(self._planner.find_out(meeting.welcome.stun))
             self._on_event(Waiting(meeting.code, meeting.seconds))
             await meeting.peer()
+            assert self._ways is not None
             engine = self._begin(meeting, self._ways)
             try:
                 async with asyncio.timeout(self.config.patience):
@@ -111,10 +113,25 @@ class Link:
             raise
         return engine
 
-    def _make_ways(self, meeting: Meeting) -> Ways:
+    def _gather(self, welcome: Welcome) -> None:
+        """Begin to look for candidates, and at the NAT, while the two have not met."""
+        self._ways = self._make_ways(welcome)
+        self._ways.gather()
+        if self.config.diagnose and self.config.direct:
+            self._spawn(self._find_out(welcome.stun))
+        # Loaded while the servers' answers are on their way, and not when the first one is there.
+        import ice.link.quic
+        import ice.link.tls  # noqa: F401
+
+    async def _find_out(self, servers: Sequence[str]) -> None:
+        # The first octets go first.
+        await asyncio.wait([self._ready], timeout=HASTE)
+        await self._planner.find_out(servers)
+
+    def _make_ways(self, welcome: Welcome) -> Ways:
         return Ways(
             self.config,
-            self._servers(meeting),
+            self._servers(welcome),
             tell=self._tell,
             make_carrier=self._make_carrier,
             carry=self._carry,
@@ -127,11 +144,11 @@ class Link:
         if self._ways is not None:
             self._ways.plan()
 
-    def _servers(self, meeting: Meeting) -> dict[Way, Sequence[ServerLike]]:
+    def _servers(self, welcome: Welcome) -> dict[Way, Sequence[ServerLike]]:
         """Sort the servers that are known by the ways that they are for."""
-        config, access = self.config, meeting.welcome.turn
+        config, access = self.config, welcome.turn
         relays: list[ServerLike] = []
-        plain: list[ServerLike] = list(meeting.welcome.stun)
+        plain: list[ServerLike] = list(welcome.stun)
         for server in config.servers:
             uri = _uri(server)
             if not uri.startswith("turn"):

@@ -60,7 +60,9 @@ def agent_config(way: Way, base: Config, recipe: Recipe) -> Config:
     base = replace(base, monitor=False, policy=Policy.ALL)
     if way is Way.RELAY:
         # Relayed transport addresses are UDP ones, also where the server is reached by TCP.
-        return replace(base, policy=Policy.RELAY, udp=True, tcp=False)
+        # What passes before a check has proved the pair is a handshake, by which each side proves
+        # itself; a relay passes nothing to a host that has not asked for it.
+        return replace(base, policy=Policy.RELAY, udp=True, tcp=False, assume_relayed=True)
     if way is Way.TCP:
         base = replace(base, simultaneous_open=max(base.simultaneous_open, 1))
     transport = TRANSPORTS[way]

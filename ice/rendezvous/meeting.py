@@ -27,7 +27,7 @@ import os
 import ssl as tls
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
@@ -55,6 +55,7 @@ from ice.rendezvous.protocol import (
     Message,
     Peer,
     TurnAccess,
+    Welcome,
     is_one_time,
 )
 from ice.rendezvous.unreachable import without_password
@@ -131,9 +132,11 @@ class Meeting:
         *,
         ssl: tls.SSLContext | None = None,
         timeout: float = 10.0,  # noqa: ASYNC109
+        on_welcome: Callable[[Welcome], None] | None = None,
     ) -> Self:
         """Connect to the rendezvous at ``url`` and join; the peer may come later.
 
+        ``on_welcome`` is told what the server offers as soon as it has, a round trip earlier.
         ``code``: ``None`` to be given a new one.  ``ssl``: whom to trust with ``wss``, instead of
         the system's authorities.  ``timeout``: seconds.  Raises
         :class:`~ice.rendezvous.errors.RendezvousUnreachable`,
@@ -141,7 +144,7 @@ class Meeting:
         :class:`stun.errors.UsageError` for a code or a URL that is none.
         """
         known = codes.parse(code) if isinstance(code, str) else code
-        return await cls._join(url, known, None, ssl, timeout)
+        return await cls._join(url, known, None, ssl, timeout, on_welcome=on_welcome)
 
     @classmethod
     async def resume(
@@ -194,6 +197,8 @@ class Meeting:
         resumed: Keys | None,
         ssl: tls.SSLContext | None,
         timeout: float,  # noqa: ASYNC109
+        *,
+        on_welcome: Callable[[Welcome], None] | None = None,
     ) -> Self:
         secret = codes.make_secret(os.urandom) if code is None else code.secret
         # It takes as long as the way to the server, and the event loop has others to serve.
@@ -202,6 +207,8 @@ class Meeting:
         try:
             async with asyncio.timeout(timeout):
                 client = await Client.connect(url, ssl=ssl, timeout=timeout)
+                if on_welcome is not None:
+                    on_welcome(client.welcome)
                 await client.measure_clock()
                 pairing = await preparing
                 # Where that fails, receiving tells what the server has said before it closed.
