@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from ice.candidate import Candidate
 from ice.config import Config, Nomination, Policy
 from ice.events import (
     AgentState,
@@ -84,6 +85,51 @@ def test_relays_only(seed: int) -> None:
         assert party.selected is not None
         assert party.selected.base.is_relayed
     talks(meeting)
+
+
+def test_from_relay_to_relay_before_a_check_has_proved_it(seed: int) -> None:
+    config = Config(tcp=False, policy=Policy.RELAY, assume_relayed=True)
+    meeting = Meeting(
+        "port-restricted-cone",
+        "symmetric",
+        seed=seed,
+        config=config,
+        link_a=NEAR,
+        link_b=NEAR,
+        signalling=Signalling(0.001, 0.002),
+    )
+    meeting.start()
+    one, two = meeting.parties
+    assert meeting.run(lambda: one.selected is not None and two.selected is not None, 10)
+    assert one.selected is not None
+    assert not one.selected.valid
+    while not two.received and not one.selected.valid:
+        one.send(b"early")
+        meeting.run(meeting.world.now + SECOND // 1000)
+    assert two.received, "it passes before there is an answer to the first check"
+    assert not one.selected.valid
+    # Then all is as without it.
+    assert meeting.run(meeting.settled, 30), story(meeting)
+    assert one.selected.valid
+    talks(meeting)
+
+
+def test_what_was_assumed_of_a_relay_is_dropped_when_the_check_fails(seed: int) -> None:
+    config = Config(tcp=False, policy=Policy.RELAY, assume_relayed=True, patience=SECOND)
+    meeting = Meeting("open", "open", seed=seed, config=config)
+    one, two = meeting.parties
+    one.start(meeting.servers)
+    assert meeting.run(lambda: bool(one.told(GatheringComplete)), 10)
+    nobody = "1 1 udp 5 192.31.196.77 4000 typ relay raddr 192.31.196.77 rport 4000"
+    one.agent.set_remote(two.agent.local, meeting.world.now)
+    one.agent.add_remote(Candidate.from_sdp(nobody), meeting.world.now)
+    one.agent.add_remote(None, meeting.world.now)
+    one.attached.pump()
+    assert one.selected is not None
+    assert one.selected.assumed
+    assert meeting.run(lambda: one.selected is None, 60), story(meeting)
+    assert one.told(Disconnected)
+    assert not one.send(b"nowhere")
 
 
 @pytest.mark.parametrize("lite", ["a", "b"])

@@ -39,6 +39,14 @@ def test_a_relay_lets_each_host_in_once(base_first: bool) -> None:
     assert asked == [(1, Address("192.0.2.1", 5))]
 
 
+def test_a_relay_that_the_peer_probably_has_too_lets_itself_in() -> None:
+    asked = Asked()
+    permissions = Permissions(asked.permit, shared=True)
+    permissions.local(base(1), 0)
+    permissions.local(base(2, relay=""), 0)
+    assert asked == [(1, Address("192.0.2.9", 1))]
+
+
 def test_families_and_streams_are_kept_apart() -> None:
     asked = Asked()
     permissions = Permissions(asked.permit)
