@@ -15,7 +15,7 @@ from ice.errors import ConnectionClosed, ConnectionLost
 from ice.link.attempt import Attempt
 from ice.link.carrier import Carrier, CarrierFailed
 from ice.link.config import RANK, LinkConfig
-from ice.link.frames import MOST_SIGNAL
+from ice.link.frames import MOST_SIGNAL, AbortCode
 from ice.link.happenings import (
     Aborted,
     Data,
@@ -42,8 +42,6 @@ HOPE: Final = 4.0
 """Seconds that a carrier which does not answer is kept while another one does.  What it ran over
 may be gone for good, as with a NAT that has been switched off and on, and a new attempt finds out;
 waiting for consent to expire (RFC 7675 section 5.1) takes half a minute."""
-ABORTED: Final = 1
-"""The code of an end that the application wanted."""
 MOST_DATAGRAMS: Final = 1024
 """Datagrams that wait for a reader; the newest are dropped, and counted, beyond."""
 
@@ -288,7 +286,7 @@ class Engine:
     def abort(self, reason: str = "aborted") -> None:
         """End at once."""
         if not self.over:
-            self._session.abort(ABORTED, reason, self._now())
+            self._session.abort(AbortCode.APPLICATION, reason, self._now())
             self._pump()
 
     # Datagrams. -----------------------------------------------------------------------------------

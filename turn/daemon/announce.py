@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from stun.discovery import Transport
 from stun.sansio import Address, Cause
+from stun.uri import parse_server
 from turn.daemon.plan import Credential, Plan, turn_uris
 from turn.server.config import ListenAt, RelayAddress
 from turn.server.events import CannotServe, Serving
@@ -132,6 +133,18 @@ def try_lines(listeners: Iterable[ListenAt], user: Credential, names: tuple[str,
     ]
 
 
+def meet(rendezvous: Sequence[str], plan: Plan, names: tuple[str, ...]) -> str:
+    """Return the option by which clients of a rendezvous find it from another machine."""
+    url = rendezvous[0]
+    if "//*" in url:
+        uris = turn_uris(plan.config.listeners, names)
+        host = parse_server(uris[0]).host if uris else "HOST"
+        if url.startswith("wss:"):  # whose certificate has names
+            host = next((name for name in names if not name.startswith("*")), host)
+        url = url.replace("*", f"[{host}]" if ":" in host else host)
+    return f"--rendezvous {url}"
+
+
 def announce(
     console: Console,
     plan: Plan,
@@ -147,6 +160,7 @@ def announce(
     _print(console, what_it_relays(plan))
     if rendezvous:
         _print(console, f"rendezvous at {', '.join(rendezvous)}")
+        _print(console, f"two machines meet here by: punch listen {meet(rendezvous, plan, names)}")
     for warning in plan.warnings:
         _print(console, f"warning: {warning}", style="yellow")
     if made_up is None:

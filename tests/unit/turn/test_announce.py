@@ -108,6 +108,22 @@ def test_the_made_up_user_can_be_copied() -> None:
     assert any(line.startswith("warning: relays from 10.0.0.5") for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("url", "names", "shown"),
+    [
+        ("ws://*:8080", (), "ws://10.0.0.5:8080"),
+        ("wss://*:443", ("relay.example",), "wss://relay.example:443"),
+        ("ws://[2001:db8::7]:8080", (), "ws://[2001:db8::7]:8080"),
+    ],
+)
+def test_how_to_meet_at_the_rendezvous(url: str, names: tuple[str, ...], shown: str) -> None:
+    out = io.StringIO()
+    made = plan("udp://*")
+    announce(Console(file=out, width=40), made, [], made_up=None, names=names, rendezvous=[url])
+    assert f"rendezvous at {url}\n" in out.getvalue()
+    assert f"two machines meet here by: punch listen --rendezvous {shown}\n" in out.getvalue()
+
+
 def test_configured_users_are_not_shown() -> None:
     text = announced(plan(), None)
     assert "serving UDP" in text
