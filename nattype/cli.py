@@ -6,7 +6,6 @@ Whatever costs time to load is loaded by the command that needs it: ``--help`` a
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,14 +14,17 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from stun.command import run as run_program
+from stun.command import show_version
+
 if TYPE_CHECKING:
     from rich.console import Console
 
     from nattype.report import Report
     from nattype.trace import Traced
 
-CLASSIFIED, INCONCLUSIVE, INTERRUPTED = 0, 1, 130
-"""Exit codes; click itself answers wrong usage with 2."""
+CLASSIFIED, INCONCLUSIVE = 0, 1
+"""Exit codes; the others are :mod:`stun.command`'s."""
 
 _PORT = click.IntRange(1, 65535)
 
@@ -41,21 +43,6 @@ class _Natcheck(click.Group):
                 ctx,
             )
         return super().resolve_command(ctx, args)
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("natkit")
-    except PackageNotFoundError:
-        return "(not installed)"
-
-
-def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
-    if wanted:
-        click.echo(f"natcheck {_version()}")
-        ctx.exit()
 
 
 def _show_schema(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -95,7 +82,7 @@ def _show_schema(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 )
 @click.option("--explain", is_flag=True, help="Show what each test did, why, and its RFC section.")
 @click.option(
-    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version,
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=show_version("natcheck"),
     help="Print the version.",
 )  # fmt: skip
 @click.option(
@@ -318,29 +305,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 
 def run_command(args: Sequence[str] | None = None) -> int:
     """Run ``natcheck`` with these arguments, by default the program's; return its exit code."""
-    try:
-        code = natcheck.main(args, prog_name="natcheck", standalone_mode=False)
-        sys.stdout.flush()
-    except click.Abort:
-        click.echo("interrupted", err=True)
-        return INTERRUPTED
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except BrokenPipeError:
-        # The reader of our output has gone; Python would complain again when it flushes at exit.
-        _discard_output()
-        return INCONCLUSIVE
-    except OSError as error:
-        # Reading and asking have answers of their own; what is left is writing, to a full disk.
-        _discard_output()
-        click.echo(f"natcheck: the output cannot be written: {error.strerror}", err=True)
-        return INCONCLUSIVE
-    return int(code)
-
-
-def _discard_output() -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return run_program(natcheck, "natcheck", args)
 
 
 if __name__ == "__main__":

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
+from stun.command import run as run_program
+from stun.command import show_version
+
 if TYPE_CHECKING:
     from ice.punch.link import Connect, Stream, Work
     from ice.punch.output import Output
 
-INTERRUPTED = 130
 _PORT = re.compile(r"(?:(?P<host>\[[^]]+\]|[^:\[\]]*):)?(?P<port>[0-9]{1,5})")
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -45,21 +47,6 @@ class _Punch(click.Group):
         return list(self.commands)
 
 
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("natkit")
-    except PackageNotFoundError:
-        return "(not installed)"
-
-
-def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
-    if wanted:
-        click.echo(f"punch {_version()}")
-        ctx.exit()
-
-
 def _show_schema(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     if wanted:
         import json
@@ -76,7 +63,7 @@ def _show_schema(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     epilog="Exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted.",
 )
 @click.option(
-    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version,
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=show_version("punch"),
     help="Print the version.",
 )  # fmt: skip
 @click.option(
@@ -345,17 +332,7 @@ def _fill_standard() -> None:
 
 def run_command(args: Sequence[str] | None = None) -> int:
     """Run ``punch`` with these arguments, by default the program's; return its exit code."""
-    try:
-        code = punch.main(args, prog_name="punch", standalone_mode=False)
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("punch: interrupted", err=True)
-        return INTERRUPTED
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    return int(code or 0)
+    return run_program(punch, "punch", args)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ Whatever costs time to load is loaded when it is needed: ``--help`` answers at o
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,12 +13,15 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 import click
 
+from stun.command import run as run_program
+from stun.command import show_version, version
+
 if TYPE_CHECKING:
     from ice.rendezvous.access import Minter
     from ice.rendezvous.daemon import Settings
     from stun.sansio import Address
 
-SERVED, NOT_AVAILABLE, WRONG, INTERRUPTED = 0, 1, 2, 130
+SERVED = 0
 
 DEFAULT_LISTEN: Final = "ws://*:8080"
 DEFAULTS: Final = {"wait": 3600, "ttl": 86400, "connections": 20_000, "per_client": 200}
@@ -28,23 +30,6 @@ DEFAULTS: Final = {"wait": 3600, "ttl": 86400, "connections": 20_000, "per_clien
 T = TypeVar("T")
 
 _PATH = click.Path(path_type=Path, dir_okay=False)
-
-
-def version() -> str:
-    """Return the version of the distribution."""
-    from importlib.metadata import PackageNotFoundError
-    from importlib.metadata import version as installed
-
-    try:
-        return installed("natkit")
-    except PackageNotFoundError:
-        return "(not installed)"
-
-
-def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
-    if wanted:
-        click.echo(f"rendezvousd {version()}")
-        ctx.exit()
 
 
 @click.command(
@@ -134,8 +119,8 @@ def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     show_default=True,
 )
 @click.option(
-    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version,
-    help="Print the version.",
+    "--version", is_flag=True, is_eager=True, expose_value=False,
+    callback=show_version("rendezvousd"), help="Print the version.",
 )  # fmt: skip
 def rendezvousd(**given: Any) -> int:
     """Run a rendezvous: programs that name the same code word meet here, by WebSocket.
@@ -279,30 +264,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 
 def run_command(args: Sequence[str] | None = None) -> int:
     """Run ``rendezvousd`` with these arguments, by default the program's; return its exit code."""
-    from stun.errors import StunError, UsageError
-
-    try:
-        code = rendezvousd.main(args, prog_name="rendezvousd", standalone_mode=False)
-        sys.stdout.flush()
-    except click.Abort:
-        click.echo("interrupted", err=True)
-        return INTERRUPTED
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except StunError as error:
-        for line in str(error).splitlines():
-            click.echo(f"rendezvousd: {line}", err=True)
-        return WRONG if isinstance(error, UsageError) else NOT_AVAILABLE
-    except SystemExit as end:
-        return int(end.code or SERVED)
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output has gone; Python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return NOT_AVAILABLE
-    return int(code or SERVED)
+    return run_program(rendezvousd, "rendezvousd", args)
 
 
 if __name__ == "__main__":

@@ -16,17 +16,18 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
+from stun.command import run as run_program
+from stun.command import show_version, version
+
 if TYPE_CHECKING:
     from turn.daemon.config import Flags
     from turn.daemon.plan import Plan
     from turn.daemon.service import Turnd
     from turn.daemon.settings import Settings
 
-SERVED, NOT_AVAILABLE, INTERRUPTED = 0, 1, 130
-"""Exit codes; click itself answers wrong usage with 2, and so does a wrong configuration."""
-WRONG = 2
+SERVED = 0
 DENIED = 1
-"""Of ``explain-peer``, as of other commands that find something wanting."""
+"""Exit code of ``explain-peer``, as of other commands that find something wanting."""
 
 LIMITS = {
     "allocations": 50_000,
@@ -69,23 +70,6 @@ class _Turnd(click.Group):
                 ctx,
             )
         return super().resolve_command(ctx, args)
-
-
-def version() -> str:
-    """Return the version of the distribution."""
-    from importlib.metadata import PackageNotFoundError
-    from importlib.metadata import version as installed
-
-    try:
-        return installed("natkit")
-    except PackageNotFoundError:
-        return "(not installed)"
-
-
-def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
-    if wanted:
-        click.echo(f"turnd {version()}")
-        ctx.exit()
 
 
 # Options that say what the file says. -------------------------------------------------------------
@@ -271,7 +255,7 @@ class Given:
     help="Show the configuration as it would be in force, secrets hidden, and end.",
 )
 @click.option(
-    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version,
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=show_version("turnd"),
     help="Print the version.",
 )  # fmt: skip
 @click.pass_context
@@ -518,32 +502,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 
 def run_command(args: Sequence[str] | None = None) -> int:
     """Run ``turnd`` with these arguments, by default the program's; return its exit code."""
-    from stun.errors import StunError
-
-    try:
-        code = turnd.main(args, prog_name="turnd", standalone_mode=False)
-        sys.stdout.flush()
-    except click.Abort:
-        click.echo("interrupted", err=True)
-        return INTERRUPTED
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except StunError as error:
-        from stun.errors import UsageError
-
-        for line in str(error).splitlines():
-            click.echo(f"turnd: {line}", err=True)
-        return WRONG if isinstance(error, UsageError) else NOT_AVAILABLE
-    except SystemExit as end:
-        return int(end.code or SERVED)
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output has gone; Python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return NOT_AVAILABLE
-    return int(code or SERVED)
+    return run_program(turnd, "turnd", args)
 
 
 if __name__ == "__main__":

@@ -205,7 +205,7 @@ def test_an_interrupt_is_clean(discovery: Discovery, capsys: pytest.CaptureFixtu
     assert cli.run_command([]) == 130
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.strip() == "interrupted"
+    assert err.strip() == "natcheck: interrupted"
 
 
 def test_serve_passes_everything_on(monkeypatch: pytest.MonkeyPatch) -> None:
