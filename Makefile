@@ -9,9 +9,11 @@ SOAK_SECONDS ?= 600
 BENCH ?=
 # Laboratories mostly wait, and do not meet one another: several at a time.
 LAB_JOBS ?= 4
+# `make grid GRID="--runs 5"` runs every cell five times; `python -m tools.grid --help` has the rest.
+GRID ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick lint interop bench soak repeat fuzz rivals diagram wheel clean
+.PHONY: help demo test quick lint interop grid bench soak repeat fuzz rivals diagram wheel clean
 
 help: ## show what there is
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +40,10 @@ lint: $(VENV)/.dev ## ruff, mypy --strict, import-linter
 interop: $(VENV)/.interop ## against peers that this project did not write
 	@sh tools/bootstrap.sh interop
 	$(PYTEST) tests/interop --numprocesses=$(LAB_JOBS)
+
+grid: $(VENV)/.interop ## punch, aioice and libnice behind every pair of NATs; draws docs/grid.svg
+	@sh tools/bootstrap.sh interop
+	@$(BIN)/python -m tools.grid $(GRID)
 
 bench: $(VENV)/.interop ## the figures of the README, each beside a peer in one run
 	@sh tools/bootstrap.sh interop

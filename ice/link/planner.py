@@ -146,6 +146,8 @@ class Planner:
     def pause(self, way: Way, failures: int) -> float:
         """Return how long to wait before the next attempt, after so many that have failed."""
         order, pauses = self._order(way), self._config.again
+        if self.hopeless(way):
+            return pauses[-1]
         if 0 < failures < len(order):
             return SOON
         rounds = failures // max(len(order), 1) - 1

@@ -228,7 +228,10 @@ def _predict(pair: Pair) -> Step | None:
             packets=min(budget.packets, REPEATS * window),
             ttl=_ttl(counting) if other.path.refuses else None,
         )
-        second = Move(Strategy.PREDICT, rate=PREDICTION_RATE, packets=1)
+        # What dies on the way comes back as an ICMP error, which ends a dial even where the other
+        # one's SYN has come in meanwhile.  So that one waits until all of them listen.
+        after = LEAD if first.ttl is not None else 0.0
+        second = Move(Strategy.PREDICT, rate=PREDICTION_RATE, packets=1, after=after)
         why = (
             f"one NAT gives the next port to every new destination: {window} sockets in a row pass "
             "the one that the other side dials"

@@ -84,7 +84,7 @@ class PathSummary:
         if self.blocked:
             return kinds(UdpReport(nat_type=NatType.UDP_BLOCKED))
         mapping = Mapping.ENDPOINT_INDEPENDENT if self._keeps_ports else self.mapping
-        return kinds(
+        found = kinds(
             UdpReport(
                 nat_type=nat_type(mapping, self.filtering),
                 mapping=mapping,
@@ -92,6 +92,11 @@ class PathSummary:
                 allocation=AllocationReport(self.allocation, self.delta, self.confidence),
             )
         )
+        if self.is_symmetric and self.allocation is Allocation.UNKNOWN:
+            # Whoever takes ports meanwhile, this host's own attempts among them, can hide that a
+            # NAT counts; that is no proof that it draws.
+            found |= {PeerKind.SYMMETRIC_SEQUENTIAL}
+        return found
 
     @property
     def ports(self) -> range:
