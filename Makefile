@@ -18,7 +18,7 @@ GRID ?=
 help: ## show what there is
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.run ## build every kind of NAT on this machine and have natcheck name each
+demo: $(VENV)/.run ## build every kind of NAT, have natcheck name each, and two peers meet
 	@QUIET=1 sh tools/bootstrap.sh lab
 	@$(BIN)/python tools/demo.py
 

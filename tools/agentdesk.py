@@ -10,10 +10,10 @@ from random import Random
 from typing import Any
 
 from ice.candidate import Candidate, CandidateType, TcpType
-from ice.messages import Keys, read_request, request, success, username_of
 from ice.config import Config, Credentials, Server
 from ice.events import LocalCandidate
 from ice.machine import AgentMachine
+from ice.messages import Keys, read_request, request, success, username_of
 from stun.codec import decode
 from stun.discovery import Target, Transport
 from stun.registry import Class

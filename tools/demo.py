@@ -1,15 +1,19 @@
 """Builds every kind of NAT on this machine, runs natcheck behind each, and shows both.
 
 On a Linux machine that allows it the NATs are real ones, in network namespaces of the kernel; else
-the same kinds are simulated.  Exit code 0 when natcheck named every kind as it was built, else 1.
+the same kinds are simulated.  Then two peers behind two real NATs meet (``tools/demo_meeting.py``).
+Exit code 0 when natcheck named every kind as it was built, and the two met directly, else 1.
 
-    python tools/demo.py [--simulated] [KIND...]
+    python tools/demo.py [--simulated] [KIND...]     only these kinds, and no meeting
+    python tools/demo.py --meeting [--svg FILE]      nothing but the meeting, also as a picture
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -218,7 +222,7 @@ def choose(wanted_simulated: bool, console: Console) -> tuple[Runner, str]:
 
 
 def summary(board: Board, how: str, seconds: float, console: Console) -> bool:
-    """Say how it went and what to try next; return whether all was right."""
+    """Say how it went; return whether all was right."""
     wrong = [result for result in board.results.values() if result.differences]
     for result in wrong:
         for difference in result.differences:
@@ -229,6 +233,11 @@ def summary(board: Board, how: str, seconds: float, console: Console) -> bool:
         f"{len(board.results)} {kinds} of NAT {how}, {right} named correctly, in {seconds:.0f} s."
     )
     console.print(Text(line, "bold red" if wrong else "bold green"))
+    return not wrong
+
+
+def try_next(console: Console) -> None:
+    """Say what to try next."""
     folder = os.path.relpath(Path(sys.executable).parent)
     console.print("Try next:", highlight=False)
     for command, what in (
@@ -238,25 +247,76 @@ def summary(board: Board, how: str, seconds: float, console: Console) -> bool:
             "the whole report, behind a NAT of your choice",
         ),
         ("natlab kinds", "every kind there is"),
-        ("turnd", "the relay for those who cannot meet, with a user made up for you"),
+        ("turnd --with-rendezvous", "relay and rendezvous, on a machine that everybody reaches"),
+        ("punch listen", "then type on another machine what it prints"),
     ):
         console.print(Text(f"  {folder}/{command}").append(f"   {what}", "dim"), soft_wrap=True)
-    return not wrong
+
+
+def meeting(wanted_simulated: bool, console: Console) -> bool:
+    """Have two peers meet behind real NATs; where there are none, say why not."""
+    from nattype.lab.doctor import problem
+
+    missing = "run the demo without --simulated" if wanted_simulated else problem()
+    if missing is None:
+        from tools import demo_meeting
+
+        return demo_meeting.run(console)
+    console.print(
+        "Left out: two peers behind two NATs, who meet. Theirs are real programs with real "
+        f"sockets, for which no NAT is simulated; {missing}",
+        soft_wrap=True,
+    )
+    return True
 
 
 def main() -> int:
     """Run the demo."""
-    parser = argparse.ArgumentParser(description="Build NATs of every kind and name each of them.")
+    parser = argparse.ArgumentParser(
+        description="Build NATs of every kind, name each of them, and have two peers meet."
+    )
     parser.add_argument("--simulated", action="store_true", help="do not build real NATs")
-    parser.add_argument("kinds", nargs="*", metavar="KIND", help="only these kinds (natlab kinds)")
+    parser.add_argument("--meeting", action="store_true", help="nothing but the two peers")
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="a picture of --meeting")
+    parser.add_argument(
+        "kinds", nargs="*", metavar="KIND", help="only these kinds (natlab kinds), and no peers"
+    )
     words = parser.parse_args()
     try:
         kinds = [kind(name) for name in words.kinds] or list(NAMED_KINDS)
     except ValueError as error:
         parser.error(str(error))
+    if words.svg is not None:
+        return 0 if painted(words.svg) else 1
     # A pipe gets plain lines, wide enough for the table.
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
-    runner, how = choose(words.simulated, console)
+    right = True
+    if not words.meeting:
+        right = name_all(kinds, words.simulated, console)
+        console.print()
+    if words.meeting or not words.kinds:
+        right = meeting(words.simulated, console) and right
+        console.print()
+    try_next(console)
+    return 0 if right else 1
+
+
+def painted(path: Path) -> bool:
+    """Have two peers meet, and keep what is shown as a picture; return whether all went well."""
+    console = Console(
+        width=80, highlight=False, record=True, file=io.StringIO(), color_system="truecolor"
+    )
+    right = meeting(wanted_simulated=False, console=console)
+    print(console.export_text(clear=False), end="")
+    picture = console.export_svg(title="make demo", unique_id="demo")
+    # Nobody's fonts are fetched from anywhere to show it.
+    path.write_text(re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL))
+    return right
+
+
+def name_all(kinds: Sequence[Kind], wanted_simulated: bool, console: Console) -> bool:
+    """Have natcheck name every kind, and tell it; return whether all was right."""
+    runner, how = choose(wanted_simulated, console)
     board = Board(kinds)
     began = time.monotonic()
     if console.is_terminal:
@@ -266,7 +326,7 @@ def main() -> int:
         run(kinds, runner, board, lambda: None)
         console.print(board)
     console.print()
-    return 0 if summary(board, how, time.monotonic() - began, console) else 1
+    return summary(board, how, time.monotonic() - began, console)
 
 
 if __name__ == "__main__":

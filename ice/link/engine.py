@@ -14,7 +14,7 @@ from typing import Any, Final
 from ice.errors import ConnectionClosed, ConnectionLost
 from ice.link.attempt import Attempt
 from ice.link.carrier import Carrier, CarrierFailed
-from ice.link.config import RANK, LinkConfig
+from ice.link.config import RANK, LinkConfig, Way
 from ice.link.frames import MOST_SIGNAL, AbortCode
 from ice.link.happenings import (
     Aborted,
@@ -266,7 +266,10 @@ class Engine:
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Write octets."""
         self._session.write(data, self._now())
-        self._pump()
+        current = self._session.current
+        # A carrier that is congested tells when it is not.
+        if current is None or not self._is_congested(current):
+            self._pump()
 
     def write_eof(self) -> None:
         """End this direction."""
@@ -295,9 +298,15 @@ class Engine:
         """Send a datagram, which may get lost; whether there was a way for it."""
         if self.over:
             return False
-        carriers = [each for _, each in self._carriers.values()]
-        best = max(carriers, key=lambda each: each.most_datagram, default=None)
-        if best is not None and len(data) <= best.most_datagram:
+        # The most direct way that has datagrams; none is worth leaving a direct way for.
+        able = {
+            attempt.way: carrier
+            for attempt, carrier in self._carriers.values()
+            if len(data) <= carrier.most_datagram
+        }
+        direct = any(attempt.way is not Way.RELAY for attempt, _ in self._carriers.values())
+        best = able.get(Way.UDP) or (None if direct else able.get(Way.RELAY))
+        if best is not None:
             return best.send_datagram(data)
         sent = self._session.send_datagram(data, self._now())
         self._pump()

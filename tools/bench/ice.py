@@ -113,8 +113,8 @@ class Natkit(Stack):
         await agent.close()
 
     def messages(self) -> tuple[Callable[[], object], Callable[[], object]]:
-        from ice.checks.messages import Keys, read_request, request
         from ice.config import Credentials
+        from ice.messages import Keys, read_request, request
         from stun.codec import decode
         from stun.integrity import check_fingerprint
 

@@ -109,7 +109,8 @@ def test_the_whole_demo_simulated(
     out = capsys.readouterr().out
     assert f"{len(NAMED_KINDS)} kinds of NAT simulated, {len(NAMED_KINDS)} named correctly" in out
     assert "natlab run --nat symmetric" in out
-    assert "/turnd   the relay" in out
+    assert "/turnd --with-rendezvous   relay" in out
+    assert "Left out: two peers" in out
 
 
 def choice(monkeypatch: pytest.MonkeyPatch, problem: str | None) -> tuple[object, str]:
