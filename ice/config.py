@@ -28,6 +28,8 @@ class Nomination(StrEnum):
 
     REGULAR = "regular"
     """Check first, then nominate the pair that was chosen (RFC 8445 section 8.1.1)."""
+    FIRST = "first"
+    """The same, but without waiting for a better pair than the first one that works."""
     AGGRESSIVE = "aggressive"
     """USE-CANDIDATE in every check (RFC 5245 section 8.1.1.2), for peers that expect it."""
 

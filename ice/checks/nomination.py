@@ -12,6 +12,8 @@ to wait for long, and none to wait for a fixed time:
   relay, for a direct one is worth more.  A pair on which the peer's own check has come by then gets
   that time once more.
 
+``Nomination.FIRST`` waits for none of them.
+
 The controlled agent follows.  What a peer nominates later takes the place of what it nominated
 before, by the numbers of its nominations if it has some.  Of pairs that were nominated aggressively
 (RFC 5245), by their very first check, the one of the highest priority is taken.
@@ -26,6 +28,7 @@ from ice.checks.checklist import Checklist, ChecklistState, Generation
 from ice.checks.core import Core
 from ice.checks.events import ChecklistCompleted, ChecklistFailed, Nominated, PairValid
 from ice.checks.pairs import CheckedPair
+from ice.config import Nomination
 from ice.pair import PairState
 from stun.errors import UsageError
 from stun.sansio import SECOND, Instant
@@ -154,7 +157,8 @@ class Chooser:
             return
         ended = generation.ended_local and checklist.stream in generation.ended_remote
         # A direct pair may yet come from candidates that are still to come.
-        if better or not (ended or best.is_direct):
+        may_come = better or not (ended or best.is_direct)
+        if may_come and self._core.config.nomination is not Nomination.FIRST:
             until = checklist.settle.get(component)
             if until is None:
                 until = checklist.settle[component] = self._until(best, better, now)

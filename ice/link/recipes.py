@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from ice.config import Config, Policy
+from ice.config import Config, Nomination, Policy
 from ice.link.config import Way
 from ice.predict.orders import config_for
 from ice.predict.steps import Step, Strategy
@@ -64,7 +64,12 @@ def agent_config(way: Way, base: Config, recipe: Recipe) -> Config:
         # itself; a relay passes nothing to a host that has not asked for it.
         return replace(base, policy=Policy.RELAY, udp=True, tcp=False, assume_relayed=True)
     if way is Way.TCP:
-        base = replace(base, simultaneous_open=max(base.simultaneous_open, 1))
+        # A carrier keeps to one connection, so it waits for the nomination.
+        base = replace(
+            base,
+            simultaneous_open=max(base.simultaneous_open, 1),
+            nomination=Nomination.FIRST,
+        )
     transport = TRANSPORTS[way]
     if recipe.step is None:
         return replace(base, udp=transport == "udp", tcp=transport == "tcp")

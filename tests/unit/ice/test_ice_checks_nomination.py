@@ -12,7 +12,7 @@ from ice.checks import (
     Nominated,
     PairValid,
 )
-from ice.config import Config
+from ice.config import Config, Nomination
 from ice.messages import NOMINATION
 from ice.pair import PairState
 from stun.attributes import USE_CANDIDATE
@@ -78,6 +78,13 @@ def test_a_better_pair_gets_two_round_trips_from_its_check_on() -> None:
     assert nominations(bench) == []
     bench.advance(100 * MS)
     assert nominations(bench) == [("10.0.0.3", 200)]
+
+
+def test_who_wants_the_first_pair_waits_for_no_better_one() -> None:
+    bench = with_candidates("10.0.0.2", "10.0.0.3", nomination=Nomination.FIRST)
+    bench.advance(50 * MS)
+    bench.answer(check_to(bench, "10.0.0.3"), after=100 * MS)
+    assert nominations(bench) == [("10.0.0.3", 150)]
 
 
 def test_a_better_pair_on_which_the_peer_has_come_through_gets_the_time_once_more() -> None:
