@@ -36,6 +36,7 @@ from collections.abc import (
 )
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -526,6 +527,11 @@ class Agent(Reports):
 
     def _socket_of(self, local: Address) -> UdpSocket | None:
         return None if self._driver is None else self._driver.udp.socket_of(local)
+
+    def _writer_of(self, pair: Pair) -> Callable[[bytes], bool] | None:
+        """Return what writes framed packets of a TCP pair to its socket, or ``None`` for now."""
+        handle = self._machine.bare(pair.base, pair.remote_address)
+        return None if self._driver is None or handle is None else partial(self._driver.send, handle)
 
     def _driver_closed(self, failure: BaseException | None) -> None:
         if failure is not None:

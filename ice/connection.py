@@ -6,7 +6,8 @@ come instead (:meth:`Connection.divert`), with no queue between.
 
 What is sent over a UDP socket of this host goes from :meth:`Connection.send` to the system call:
 the pair that data goes over says from which socket and where to, and is looked at anew only when it
-is another one.  Through a relay, or over TCP, a packet passes through the machine.
+is another one.  Over a TCP connection of this host it goes straight to the stream, too, once what
+is sent on it would not have to be sent again.  Through a relay a packet passes through the machine.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from ice.component import Component
 from ice.pair import Pair
 from stun.errors import StunError, UsageError
+from stun.framing import MAX_FRAME
 from stun.sansio import Address
 from stun.udp import UdpSocket
 
@@ -60,8 +62,8 @@ class Connection(AsyncIterator[bytes]):
 
     __slots__ = (
         "__weakref__", "_agent", "_arrived", "_component", "_congested", "_counts", "_end",
-        "_limit", "_pair", "_port", "_receiver", "_remote", "_senders", "_sendto", "_time",
-        "_to",
+        "_is_tcp", "_limit", "_pair", "_port", "_receiver", "_remote", "_senders", "_sendto",
+        "_time", "_to", "_write",
     )  # fmt: skip
 
     def __init__(self, agent: Agent, component: Component, limit: int) -> None:
@@ -78,6 +80,8 @@ class Connection(AsyncIterator[bytes]):
         self._remote = Address("", 0)
         self._port: UdpSocket | None = None
         self._sendto: Callable[[Any, Any], int] | None = None
+        self._is_tcp = False
+        self._write: Callable[[bytes], bool] | None = None
         self._time: Callable[[], float] = time.monotonic
         self._to: Receiver | None = None
 
@@ -191,7 +195,9 @@ class Connection(AsyncIterator[bytes]):
             self._route(pair)
         sendto = self._sendto
         if sendto is None:
-            self._send_otherwise(data)
+            if self._write is None or not self._send_framed(self._write, data):
+                self._write = None
+                self._send_otherwise(data)
             return
         to.sent = int(self._time() * 1e9)
         try:
@@ -202,6 +208,34 @@ class Connection(AsyncIterator[bytes]):
             self._port.send(data, self._remote, self._port.local)
         pair.packets_sent += 1  # type: ignore[union-attr]  # without a pair there is no socket
         pair.octets_sent += len(data)  # type: ignore[union-attr]
+
+    def send_all(self, packets: Sequence[bytes | memoryview]) -> None:
+        """Send packets as :meth:`send_nowait` does; over a TCP connection they go in one write."""
+        to = self._component
+        if to.pair is not self._pair:
+            self._route(to.pair)
+        pair, write = self._pair, self._write
+        if pair is not None and write is not None and not self._congested:
+            parts: list[bytes | memoryview] = []
+            for packet in packets:
+                parts += (len(packet).to_bytes(2), packet)
+            if write(b"".join(parts)):
+                to.sent = int(self._time() * 1e9)
+                pair.packets_sent += len(packets)
+                pair.octets_sent += sum(map(len, packets))
+                return
+        for packet in packets:
+            self.send_nowait(bytes(packet))
+
+    def _send_framed(self, write: Callable[[bytes], bool], data: bytes) -> bool:
+        """Write a packet to the TCP connection; whether that was possible now."""
+        size, pair = len(data), self._pair
+        if self._congested or size > MAX_FRAME or not write(size.to_bytes(2) + data):
+            return False
+        self._component.sent = int(self._time() * 1e9)
+        pair.packets_sent += 1  # type: ignore[union-attr]  # without a pair there is no connection
+        pair.octets_sent += size  # type: ignore[union-attr]
+        return True
 
     def _send_otherwise(self, data: bytes) -> None:
         if self._end is not None:
@@ -215,12 +249,19 @@ class Connection(AsyncIterator[bytes]):
                 raise UsageError("send: not connected yet; await agent.connect() first")
             self._count("not sent: there is no pair at the moment")
         agent._flush()
+        if self._is_tcp and self._write is None and self._pair is not None:
+            self._write = agent._writer_of(self._pair)
 
     def _route(self, pair: Pair | None) -> None:
         """Find out how packets of this pair are sent."""
         self._pair = pair
-        self._sendto = self._port = None
-        if pair is None or pair.base.relay or pair.base.transport != "udp":
+        self._sendto = self._port = self._write = None
+        self._is_tcp = False
+        if pair is None or pair.base.relay:
+            return
+        self._time = asyncio.get_running_loop().time
+        if pair.base.transport != "udp":
+            self._is_tcp = True
             return
         # A zone is the machine's business.
         if "%" in pair.base.address.host:
@@ -229,7 +270,6 @@ class Connection(AsyncIterator[bytes]):
         if port is not None:
             self._remote = pair.remote_address
             self._sendto = port.sock.sendto
-            self._time = asyncio.get_running_loop().time
 
     async def _relief(self) -> None:
         while self._congested and self._end is None:

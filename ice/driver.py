@@ -11,6 +11,7 @@ from ice.events import AgentEvent
 from ice.machine import AgentMachine
 from stun.aio import Driver
 from stun.datagrams import Core
+from stun.sansio import Handle
 
 if TYPE_CHECKING:
     from stun.tls import ClientTls
@@ -47,6 +48,10 @@ class AgentDriver(Driver[AgentEvent]):
     def _make_datagrams(self, core: Core) -> AgentDatagrams:
         self.udp = AgentDatagrams(core, self._agent, self._feed_of)
         return self.udp
+
+    def send(self, handle: Handle, data: bytes) -> bool:
+        """Send octets on a connection, past the machine; whether that was possible now."""
+        return self._sockets.send(handle, data)
 
     def close(self) -> None:
         """Close every descriptor."""

@@ -403,6 +403,13 @@ class Hub:
         else:
             self._queue.append(Transmit(data, remote, base.address))
 
+    def bare(self, base: Base, remote: Address) -> Handle | None:
+        """Return the socket of a TCP path of this host that data may be written to, if it may.
+
+        Each packet with its length in front of it (RFC 4571).
+        """
+        return None if self._tcp is None else self._tcp.connections.bare(base, remote)
+
     def send_short(self, base: Base, remote: Address, data: bytes, ttl: int, _: Instant) -> None:
         """Send a packet that goes so many hops, from a UDP socket of this host."""
         self._queue.append(Transmit(data, remote, base.address, ttl=ttl))

@@ -86,6 +86,7 @@ from stun.errors import DropReason, UsageError
 from stun.sansio import (
     Address,
     Entropy,
+    Handle,
     Instant,
     Output,
     Received,
@@ -261,6 +262,14 @@ class AgentMachine(Sight):
         if to.is_shared:
             self._stale = True
         return True
+
+    def bare(self, base: Base, remote: Address) -> Handle | None:
+        """Return the socket that a path's data may be written to, past this machine, if there is.
+
+        Only TCP has it, and only once nothing would have to be done again; each packet is framed
+        (RFC 4571), and whoever writes sets the component's ``sent`` and counts in the pair.
+        """
+        return self._hub.bare(base, remote)
 
     def _not_sent(self, component: int, stream: int) -> bool:
         self.component(component, stream)

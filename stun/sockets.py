@@ -183,6 +183,13 @@ class Sockets(Generic[Event]):
         finally:
             self._pumping = False
 
+    def send(self, handle: Handle, data: bytes) -> bool:
+        """Send bytes on an open stream without an order; whether that was possible.
+
+        It is not while orders are carried out, for it would overtake them.
+        """
+        return not self._pumping and self.streams.send(handle, data)
+
     def keep(self, event: Event) -> None:
         """Put an event into ``kept``."""
         if len(self.kept) == EVENT_LIMIT:

@@ -368,21 +368,26 @@ class Streams:
 
     def write(self, order: Write) -> None:
         """Send bytes on a stream."""
-        stream = self._streams.get(order.handle)
-        if stream is None or stream.state is not State.OPEN:
+        if not self.send(order.handle, order.data):
             # Not the machine's fault: the stream may have ended while the order was queued.
             self.counts["not written: the stream is not open"] += 1
-            return
+
+    def send(self, handle: Handle, data: bytes) -> bool:
+        """Send bytes on a stream, if it is open; whether it is."""
+        stream = self._streams.get(handle)
+        if stream is None or stream.state is not State.OPEN:
+            return False
         try:
-            stream.write(order.data)
+            stream.write(data)
         except StreamEnded as end:
             self._ended(stream, end)
-            return
+            return True
         if stream.wants_write:
             if not stream.congested and stream.waiting > PENDING_MARK:
                 stream.congested = True
                 self._core.tell(Congested(stream.handle))
             self._watch_stream(stream)
+        return True
 
     def _ended(self, stream: Stream, end: StreamEnded) -> None:
         """Take the end of a stream, and tell the machine if the stream is still its own."""

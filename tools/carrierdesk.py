@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import selectors
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any, TypeVar
@@ -82,6 +82,10 @@ class End:
         self.to = to
         while self._kept and self.to is not None:
             self.to.packet(self._kept.popleft())
+
+    def send_all(self, packets: Sequence[bytes | memoryview]) -> None:
+        for packet in packets:
+            self.send_nowait(bytes(packet))
 
     def send_nowait(self, data: bytes) -> None:
         assert len(data) <= 0xFFFF

@@ -29,6 +29,7 @@ from ice.link.engine import Engine
 from ice.link.events import Ended, Interrupted, LinkEvent, Met, PathChanged, PathLost, Waiting
 from ice.link.planner import Planner
 from ice.link.ways import Ways
+from ice.rendezvous.client import Client
 from ice.rendezvous.errors import RendezvousError, Tampered, WrongCode
 from ice.rendezvous.meeting import Meeting
 from ice.rendezvous.pairing import Keys
@@ -40,6 +41,10 @@ STAY: Final = 5.0
 """Seconds for which a rendezvous is kept when octets flow: the peer may not have a way yet."""
 HASTE: Final = 1.0
 """Seconds for which everything else waits for the first way."""
+RENEWAL: Final = 3.0
+"""Seconds that asking for another credential for the relay may take."""
+FRESH: Final = 10.0
+"""Seconds for which a credential is not asked for again."""
 PAUSE: Final = 1.0
 """Seconds between attempts to meet again."""
 
@@ -76,6 +81,8 @@ class Link:
         self._planner = Planner(config, tell=self._tell, on_plan=self._planned)
         self._ways: Ways | None = None
         self._engine: Engine | None = None
+        self._renewing = asyncio.Lock()
+        self._renewed_at = loop.time()
         self._in_band = False
         self._outbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -137,6 +144,7 @@ class Link:
             carry=self._carry,
             on_event=self._on_event,
             planner=self._planner,
+            renew=self._renew,
             rtt=lambda: 0.0 if self._engine is None else self._engine.rtt,
         )
 
@@ -164,6 +172,24 @@ class Link:
         if relays:
             servers[Way.RELAY] = relays
         return servers
+
+    async def _renew(self) -> None:
+        """Have the rendezvous tell its relay, and a credential for it, again.
+
+        A credential expires, and a relay that was started anew may have another secret.
+        """
+        async with self._renewing:
+            if self._loop.time() - self._renewed_at < FRESH:
+                return
+            with suppress(RendezvousError):  # what there is may still be good
+                client = await Client.connect(self._url, ssl=self._tls, timeout=RENEWAL)
+                self._renewed(client.welcome)
+                await client.close()
+
+    def _renewed(self, welcome: Welcome) -> None:
+        self._renewed_at = self._loop.time()
+        if self._ways is not None:
+            self._ways.serve(self._servers(welcome))
 
     def _may_use(self, server: ServerLike) -> bool:
         """Whether a relay is reached by what may leave this host."""
@@ -363,7 +389,11 @@ class Link:
     async def _meet_again(self) -> None:
         if self._meeting is None and self._keys is not None:
             meeting = await Meeting.resume(
-                self._url, self._keys, ssl=self._tls, timeout=self.config.patience
+                self._url,
+                self._keys,
+                ssl=self._tls,
+                timeout=self.config.patience,
+                on_welcome=self._renewed,
             )
             self._meeting = meeting
             self._outbox = asyncio.Queue()  # what was for an earlier meeting is out of date

@@ -14,6 +14,8 @@ FIRST_WINDOW = 64 * 1024
 """What may be sent before a window was told: every window is at least as large."""
 MOST_SIGNALS = 64 * 1024
 """Octets of signals that may wait for their acknowledgement."""
+FAST = 16 * frames.MOST_FRAME
+"""A carrier on which so much may be outstanding gets long frames, which cost less."""
 SIGNAL_COST = 64
 """What a signal counts for beside its text."""
 
@@ -84,7 +86,7 @@ class Sending:
         offset = max(lane.next, self.acked)
         size = min(self.end, octets.end) - offset
         if size > 0:
-            size = min(size, frames.MOST_DATA)
+            size = min(size, frames.MOST_DATA if lane.limit >= FAST else frames.LESS_DATA)
             frame = octets.frame(offset, size)
         else:
             size = 1

@@ -56,7 +56,7 @@ from stun.sansio import MILLISECOND, SECOND, Instant
 __all__ = ["CarrierView", "Session"]
 
 WINDOW = 8 * 1024 * 1024
-ACK_EVERY = 128 * 1024
+ACK_EVERY = 512 * 1024
 """Octets after which an ACK is sent at once."""
 ACK_DELAY = 5 * MILLISECOND
 MOST_ACK_GAP = 200 * MILLISECOND

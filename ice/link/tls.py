@@ -5,7 +5,8 @@ them.  Each packet has whole records, which makes its first octet one of TLS: th
 from its own checks by that octet (RFC 7983 section 7).  Four long records fill a packet, so one
 passage through the agent moves 64 KiB; short ones that are sent in one go share one.
 
-OpenSSL encrypts and decrypts in memory; there is no task.  Where the connection takes no more,
+OpenSSL encrypts and decrypts in memory; there is no task.  What arrives in one wake-up of the event
+loop is decrypted and given up once, at the end of it.  Where the connection takes no more,
 records wait here, and :attr:`TlsCarrier.congested` says so.  What is sent from within a callback of
 the connection waits until that has returned, for only then can be seen whether it is taken; and in
 one go no more is sent than :data:`BURST`, so that others get their turn.
@@ -25,6 +26,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 from typing import Final
 
 from OpenSSL import SSL, crypto
@@ -48,6 +50,10 @@ BURST: Final = 1 << 19
 only then can be seen that the connection takes no more; it gives up at twice as much."""
 UNDECIDED: Final = 2.0
 """Seconds that the client waits for a nominated pair before it goes ahead without."""
+MOST_FULL: Final = 4
+"""Full packets that are sent together."""
+_PARTIAL_WRITE: Final = 1
+"""SSL_MODE_ENABLE_PARTIAL_WRITE of <openssl/ssl.h>, which pyOpenSSL sets and has no name for."""
 _REFUSALS: Final = ("tlsv1 alert unknown ca", "ssl/tls alert bad certificate")
 """What a peer's OpenSSL says to a certificate that was not agreed on."""
 
@@ -70,8 +76,10 @@ class TlsCarrier(Carrying):
     ) -> None:
         super().__init__(connection, identity, peer_fingerprint, server=server)
         self._tls: SSL.Connection | None = None
+        self._full: list[int] = []
+        """Octets of records that OpenSSL keeps and that make full packets, by packets."""
         self._filled = 0
-        """Octets of records that OpenSSL keeps for the next packet."""
+        """Octets of records that it keeps behind them, for the next packet."""
         self._waiting: deque[bytes] = deque()
         """Packets that could not be sent yet."""
         self._gone = 0
@@ -80,6 +88,12 @@ class TlsCarrier(Carrying):
         """Whether :attr:`congested` was true when it was last looked at."""
         self._inside = False
         """Whether the connection is just calling."""
+        self._reading: asyncio.Handle | None = None
+        """What will give up the octets that have come."""
+        self._records = 0
+        """Records that have come and were not read."""
+        self._whole = True
+        """Whether each packet of the peer has had whole records, as those of this side do."""
         self._soon: asyncio.Handle | None = None
         self._undecided: asyncio.TimerHandle | None = None
         self._drained: asyncio.Future[None] | None = None
@@ -160,19 +174,39 @@ class TlsCarrier(Carrying):
         try:
             tls.bio_write(data)
             if self._state is State.OPEN:
-                self._read(tls, _records(data) if self._whole else 0)
+                self._count(data)
+                if self._reading is None:
+                    self._reading = self._loop.call_soon(self._guard, self._read_all)
             elif self._shake(tls):
-                self._read(tls, 0)
+                self._read(tls)
         finally:
             self._inside = False
 
-    def _read(self, tls: SSL.Connection, records: int) -> None:
-        """Give up all that can be decrypted; ``records``: how many there are, 0 if not known."""
+    def _read_all(self) -> None:
+        """Give up what came in this wake-up of the event loop."""
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
+            if self._tls is not None:
+                self._read(self._tls)
+
+    def _count(self, data: bytes) -> None:
+        """Count the records of a packet, unless a packet has not been made of whole ones."""
+        at, size = 0, len(data)
+        while self._whole and at < size:
+            at += 5 + (data[at + 3] << 8 | data[at + 4]) if at + 5 <= size else 5
+            self._whole = at <= size
+            self._records += 1
+
+    def _read(self, tls: SSL.Connection) -> None:
+        """Give up all that can be decrypted."""
+        # Each call gives what one record holds; to ask for more costs an exception.
+        records = self._records if self._whole else 0
+        self._records = 0
         parts: list[bytes] = []
         failure = ""
         receive = tls.recv
         try:
-            # Each gives what one record holds; to ask for more costs an exception.
             for _ in range(records):
                 parts.append(receive(RECORD))
             while not records:
@@ -208,36 +242,67 @@ class TlsCarrier(Carrying):
             while at < size:
                 room = _room(MOST_PACKET - self._filled)
                 if room < min(size - at, _SCRAP):
-                    self._send_records(tls)
+                    self._next_packet(tls)
                     continue
-                octets = tls.send(view if size <= room else view[at : at + room])
+                octets = tls.send(view[at : at + room])
                 self._filled += octets - (-octets // RECORD) * _OVERHEAD
                 at += octets
         except SSL.Error as error:
             self._fail(f"TLS failed: {_reason(error)}")
             return
         if self._filled > MOST_PACKET - _SCRAP:
-            self._send_records(tls)
-        elif self._filled:
+            self._full.append(self._filled)
+            self._filled = 0
+        if self._full:
+            self._send_full(tls)
+        if self._filled:
             self._flush_soon()
 
-    def _send_records(self, tls: SSL.Connection) -> None:
-        """Send what OpenSSL has made: the packet that is being filled, and what it says itself."""
-        expected, self._filled = self._filled, 0
-        while True:
-            try:
-                packet = tls.bio_read(MOST_PACKET)
-            except SSL.WantReadError:
-                return
-            if self._inside or self._waiting or self._connection.congested or self._gone > BURST:
-                self._waiting.append(packet)
-                self._flush_soon()
-            else:
-                self._gone += len(packet)
-                self._connection.send_nowait(packet)
-            # To ask for more costs an exception when there is none.
-            if len(packet) == expected:
-                return
+    def _next_packet(self, tls: SSL.Connection) -> None:
+        """Fill another packet; those that are full leave when they are some."""
+        self._full.append(self._filled)
+        self._filled = 0
+        if len(self._full) >= MOST_FULL:
+            self._send_full(tls)
+
+    def _send_full(self, tls: SSL.Connection) -> None:
+        """Send the packets that are full, and leave the one that is being filled."""
+        sizes, self._full = self._full, []
+        made = tls.bio_read(sum(sizes))
+        view = memoryview(made)
+        packets, at = [], 0
+        for size in sizes:
+            packets.append(view[at : at + size])
+            at += size
+        if _is_whole(made, at - sizes[-1]):
+            self._go(packets, at)
+        else:
+            # OpenSSL had something to say itself first, and nothing is where it was thought to be.
+            self._send_records(tls, made)
+
+    def _send_records(self, tls: SSL.Connection, made: bytes = b"") -> None:
+        """Send all that OpenSSL has made, behind what was ``made`` of it already."""
+        most = max(sum(self._full) + self._filled, MOST_PACKET) + 1
+        self._full, self._filled = [], 0
+        try:
+            while True:
+                part = tls.bio_read(most)
+                made = made + part if made else part
+                if len(part) < most:  # there is no more; to ask for it would cost an exception
+                    break
+        except SSL.WantReadError:
+            pass
+        if made:
+            self._go([made] if len(made) <= MOST_PACKET else _packets(made), len(made))
+
+    def _go(self, packets: Sequence[bytes | memoryview], octets: int) -> None:
+        """Send packets, or keep them if they cannot go now."""
+        if self._inside or self._waiting or self._connection.congested or self._gone > BURST:
+            self._waiting.extend(map(bytes, packets))
+            self._flush_soon()
+        else:
+            self._gone += octets
+            self._connection.send_all(packets)
 
     def send_datagram(self, data: bytes) -> bool:  # noqa: ARG002 - what the protocol asks for
         """Say no: a datagram that waits behind a stream is none."""
@@ -283,6 +348,11 @@ class TlsCarrier(Carrying):
 
     # The end. -------------------------------------------------------------------------------------
 
+    def _fail(self, why: str) -> None:
+        if self._state is State.OPEN:
+            self._guard(self._read_all)  # it came before the end did
+        super()._fail(why)
+
     async def _drain(self) -> None:
         while (self._waiting or self._filled) and self._state is State.OPEN:
             self._drained = self._loop.create_future()
@@ -304,10 +374,10 @@ class TlsCarrier(Carrying):
         self._last_words(tls)
 
     def _release(self) -> None:
-        for handle in (self._soon, self._undecided):
+        for handle in (self._soon, self._undecided, self._reading):
             if handle is not None:
                 handle.cancel()
-        self._soon = self._undecided = None
+        self._soon = self._undecided = self._reading = None
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
         self._waiting.clear()
@@ -320,6 +390,9 @@ def _context(identity: Identity, *, server: bool) -> SSL.Context:
     context.set_max_proto_version(SSL.TLS1_3_VERSION)
     context.use_certificate(identity.certificate)
     context.use_privatekey(identity.key)
+    # One call makes all the records of a packet; before pyOpenSSL 25.1 it makes one.
+    if hasattr(context, "clear_mode"):
+        context.clear_mode(_PARTIAL_WRITE)
     # Nothing is ever resumed: each connection proves both identities.
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     if server:
@@ -327,6 +400,35 @@ def _context(identity: Identity, *, server: bool) -> SSL.Context:
     else:
         context.set_alpn_protos([ALPN.encode()])
     return context
+
+
+def _packets(records: bytes) -> list[memoryview]:
+    """Cut records into packets of whole ones."""
+    view, size = memoryview(records), len(records)
+    packets: list[memoryview] = []
+    start = at = 0
+    while at < size:
+        end = at + 5 + (records[at + 3] << 8 | records[at + 4])
+        if end - start > MOST_PACKET:
+            packets.append(view[start:at])
+            start = at
+        at = end
+    packets.append(view[start:])
+    return packets
+
+
+def _is_whole(records: bytes, at: int) -> bool:
+    """Whether there are whole records from here to the end."""
+    size = len(records)
+    while at + 5 <= size:
+        at += 5 + (records[at + 3] << 8 | records[at + 4])
+    return at == size
+
+
+def _room(octets: int) -> int:
+    """Return how much fits into records of so many octets altogether."""
+    full, rest = divmod(octets, RECORD + _OVERHEAD)
+    return full * RECORD + max(0, rest - _OVERHEAD)
 
 
 def _select(_: SSL.Connection, offered: list[bytes]) -> bytes:

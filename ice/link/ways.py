@@ -36,6 +36,10 @@ AT_ONCE: Final = 0.05
 AFTER_THE_PEER: Final = 0.6
 """Seconds that the other side leaves it for that."""
 
+SPARE: Final = 15.0
+"""Seconds after which a relay is tried again at the latest: it costs little, and is what is fallen
+back on."""
+
 MakeCarrier = Callable[[Attempt, Connection], Carrier]
 Carry = Callable[[Attempt, Carrier], Awaitable[None]]
 
@@ -68,8 +72,9 @@ class Ways:
 
     ``tell`` takes messages for the peer.  ``make_carrier`` makes what runs over a connection;
     ``carry`` has it shake hands and uses it, and raises :class:`CarrierFailed` when it is over.
-    ``planner`` chooses how the next attempt is made.  ``rtt`` is the round trip to the peer in
-    seconds, as far as it is known.
+    ``planner`` chooses how the next attempt is made.  ``renew`` is awaited before another attempt
+    at the relay, and may change ``servers``.  ``rtt`` is the round trip to the peer in seconds, as
+    far as it is known.
     """
 
     def __init__(
@@ -82,6 +87,7 @@ class Ways:
         carry: Carry,
         on_event: Callable[[LinkEvent], None],
         planner: Planner,
+        renew: Callable[[], Awaitable[None]],
         rtt: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._config = config
@@ -91,6 +97,7 @@ class Ways:
         self._carry = carry
         self._on_event = on_event
         self._planner = planner
+        self._renew = renew
         self._rtt = rtt
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -99,6 +106,10 @@ class Ways:
         self._met = self._closed = False
         self.refusals: Counter[str] = Counter()
         """Messages of the peer that were of no use, by why."""
+
+    def serve(self, servers: Mapping[Way, Sequence[ServerLike]]) -> None:
+        """Use these servers from the next attempt on."""
+        self._servers = {**self._servers, **servers}
 
     # Beginning. -----------------------------------------------------------------------------------
 
@@ -181,16 +192,30 @@ class Ways:
             self.refusals["an attempt that is over"] += 1
             return
         attempt = seeker.attempt
-        if attempt is None or offer.number > seeker.number:
-            recipe = self._planner.follow(offer.way, offer.step, offer.strategy)
-            attempt = self._make(seeker, offer.number, recipe)
-            self._tell(attempt.offer())
-            self._run(seeker, attempt)
-            # The peer begins when it has that answer, and this side then.
-            delay = self._rtt() / 2
+        if attempt is not None and offer.number == seeker.number:
+            self._spawn(self._answer(seeker, attempt, offer, 0.0))
+        elif offer.way is Way.RELAY:
+            self._spawn(self._join_renewed(seeker, offer))
         else:
-            delay = 0.0
-        self._spawn(self._answer(seeker, attempt, offer, delay))
+            self._join(seeker, offer)
+
+    def _join(self, seeker: Seeker, offer: Offer) -> None:
+        """Take part in an attempt that the peer has begun."""
+        recipe = self._planner.follow(offer.way, offer.step, offer.strategy)
+        attempt = self._make(seeker, offer.number, recipe)
+        self._tell(attempt.offer())
+        self._run(seeker, attempt)
+        # The peer begins when it has that answer, and this side then.
+        self._spawn(self._answer(seeker, attempt, offer, self._rtt() / 2))
+
+    async def _join_renewed(self, seeker: Seeker, offer: Offer) -> None:
+        await self._renew()
+        if self._closed:
+            return
+        if seeker.attempt is None or offer.number > seeker.number:
+            self._join(seeker, offer)
+        elif offer.number == seeker.number:
+            await self._answer(seeker, seeker.attempt, offer, 0.0)
 
     async def _answer(self, seeker: Seeker, attempt: Attempt, offer: Offer, delay: float) -> None:
         with suppress(IceError):  # it has just been closed
@@ -258,6 +283,18 @@ class Ways:
         seeker.rest()
         if self._closed or not self._met or seeker.declined:
             return
+        if seeker.way is Way.RELAY:
+            self._spawn(self._begin_renewed(seeker))
+        else:
+            self._begin_now(seeker)
+
+    async def _begin_renewed(self, seeker: Seeker) -> None:
+        number = seeker.number
+        await self._renew()
+        if not self._closed and seeker.number == number:
+            self._begin_now(seeker)
+
+    def _begin_now(self, seeker: Seeker) -> None:
         recipe = self._planner.recipe(seeker.way, seeker.failures)
         attempt = self._make(seeker, seeker.number + 1, recipe)
         self._tell(attempt.offer())
@@ -270,6 +307,8 @@ class Ways:
             await self._carry(attempt, self._make_carrier(attempt, connection))
         except (IceError, CarrierFailed) as error:
             why = str(error).partition("\n")[0]
+            if not attempt.answered:
+                why = "the peer did not take part"
         finally:
             await attempt.close()
         if seeker.attempt is attempt:
@@ -277,7 +316,8 @@ class Ways:
             self._ended(seeker, attempt, why)
 
     def _ended(self, seeker: Seeker, attempt: Attempt, why: str) -> None:
-        seeker.verdict = why
+        hopeless = "" if attempt.carried else self._planner.hopeless(seeker.way)
+        seeker.verdict = why = hopeless or why
         pause: float | None
         if attempt.carried:
             seeker.failures = 0
@@ -285,6 +325,8 @@ class Ways:
         else:
             seeker.failures += 1
             pause = self._planner.pause(seeker.way, seeker.failures) if self._first else None
+            if pause is not None and seeker.way is Way.RELAY:
+                pause = min(pause, SPARE)
         if not attempt.carried and seeker.way is not Way.RELAY:
             transport = attempt.transport
             self._on_event(NotDirect(transport, attempt.strategy, attempt.number, why, pause))

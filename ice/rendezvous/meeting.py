@@ -154,6 +154,7 @@ class Meeting:
         *,
         ssl: tls.SSLContext | None = None,
         timeout: float = 60.0,  # noqa: ASYNC109
+        on_welcome: Callable[[Welcome], None] | None = None,
     ) -> Self:
         """Meet the peer of ``keys`` again, which has to do the same within ``timeout`` seconds.
 
@@ -169,7 +170,7 @@ class Meeting:
         while (left := end - loop.time()) > SHORTEST_ATTEMPT or error is None:
             meeting: Self | None = None
             try:
-                meeting = await cls._join(url, keys.resume, keys, ssl, left)
+                meeting = await cls._join(url, keys.resume, keys, ssl, left, on_welcome=on_welcome)
                 async with asyncio.timeout(end - loop.time()):
                     await meeting.peer()
                 # An earlier connection of this side, or of the peer, which the server still takes

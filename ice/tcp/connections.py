@@ -283,6 +283,16 @@ class Connections:
 
     # It goes on. ----------------------------------------------------------------------------------
 
+    def bare(self, base: Base, remote: Address) -> Handle | None:
+        """Return the socket of a path on which packets of data need nothing but their length.
+
+        They may be written to it by whoever has it, whole, and as long as it is not congested.
+        """
+        connection = self._all.get((base, remote))
+        if not isinstance(connection, Direct) or not connection.proven:
+            return None
+        return connection.handle if connection.unanswered is None else None
+
     def send(self, base: Base, remote: Address, data: bytes, now: Instant) -> bool:
         """Send a packet; whether it was taken."""
         connection = self._all.get((base, remote))

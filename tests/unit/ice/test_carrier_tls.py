@@ -9,6 +9,7 @@ from random import Random
 import pytest
 from OpenSSL import SSL
 
+from ice.errors import ConnectionLost
 from ice.link.carrier import CarrierFailed
 from ice.link.certificate import Identity
 from ice.link.tls import MOST_PACKET, PIECE, TlsCarrier
@@ -154,7 +155,7 @@ def test_relief_is_told_only_to_whom_congestion_was(wire):
     run(go())
 
 
-def test_what_is_sent_from_within_on_data_waits_until_the_connection_has_returned(wire):
+def test_what_is_sent_from_within_on_data_leaves_at_once(wire):
     async def go() -> None:
         pair = couple(wire)
         await pair.start()
@@ -170,10 +171,51 @@ def test_what_is_sent_from_within_on_data_waits_until_the_connection_has_returne
         question = bytes(PIECE)
         pair.client.send(question)
         await pair.at_client.until(lambda: pair.at_client.data == question)
-        assert seen == [True, before]
+        assert seen == [False, before + 1]
+
+    run(go())
+
+
+def test_records_that_packets_cut_are_read_all_the_same(wire, rng):
+    data = rng.randbytes(40_000)
+
+    async def go() -> None:
+        pair = couple(wire)
+        await pair.start()
+        taken: list[bytes] = []
+        whole, pair.server.packet = pair.server.packet, taken.append
+        pair.client.send(data)
         await asyncio.sleep(1)
-        assert not pair.server.congested
-        assert pair.at_server.reliefs == 1
+        octets, at = b"".join(taken), 0
+        while at < len(octets):
+            size = rng.choice([1, 3, 4, 5, 6, 1000, 16405, 16406, 16407])
+            whole(octets[at : at + size])
+            at += size
+            await asyncio.sleep(rng.choice([0, 0.1]))
+        await pair.at_server.until(lambda: pair.at_server.data == data)
+
+    run(go())
+
+
+def test_what_came_before_the_end_is_given_up_before_it(wire, rng):
+    data = rng.randbytes(40_000)
+
+    async def go() -> None:
+        pair = couple(wire)
+        await pair.start()
+        told: list[object] = []
+        pair.server.on_data, pair.server.on_lost = told.append, told.append
+        taken: list[bytes] = []
+        whole, pair.server.packet = pair.server.packet, taken.append
+        pair.client.send(data)
+        await asyncio.sleep(1)
+        for packet in taken:
+            whole(packet)
+        pair.server.ended(ConnectionLost("the way is gone"))
+        await asyncio.sleep(1)
+        assert told[0] == data
+        assert isinstance(told[1], CarrierFailed)
+        assert len(told) == 2
 
     run(go())
 

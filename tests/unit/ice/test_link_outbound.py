@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from ice.link.frames import Piece, Reader
+from ice.link.frames import MOST_DATA, Piece, Reader
 from ice.link.outbound import GATHERED, Outbound
 
 
@@ -25,7 +25,7 @@ def test_any_part_of_what_is_kept_can_be_framed(rng: Random) -> None:
                     written += octets
                 case 2 if len(kept):
                     offset = rng.randrange(acked, len(written))
-                    length = min(rng.choice((1, 100, 65524)), len(written) - offset)
+                    length = min(rng.choice((1, 100, MOST_DATA)), len(written) - offset)
                     frame = kept.frame(offset, length)
                     assert payload(frame) == (offset, written[offset : offset + length])
                 case 3:
@@ -42,7 +42,7 @@ def test_a_cursor_that_goes_on_and_one_that_goes_back(rng: Random) -> None:
     for start in (0, 0, 123_456, 0, 499_999):
         offset, got = start, b""
         while offset < kept.end:
-            length = min(65524, kept.end - offset)
+            length = min(MOST_DATA, kept.end - offset)
             got += payload(kept.frame(offset, length))[1]
             offset += length
         assert got == written[start:]

@@ -259,7 +259,7 @@ def test_little_is_acknowledged_after_a_moment_and_much_at_once(lone: Lone) -> N
     assert lone.sent() == []
     lone.past(0.006)
     assert lone.sent() == ["ACK"]
-    lone.hear(*(data(3 + at, bytes(60_000)) for at in range(0, 180_000, 60_000)))
+    lone.hear(*(data(3 + at, bytes(60_000)) for at in range(0, 540_000, 60_000)))
     assert lone.sent() == ["ACK"]
     lone.hear(frames.ping())
     assert lone.sent() == ["ACK"]
