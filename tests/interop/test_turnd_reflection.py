@@ -178,7 +178,7 @@ def test_a_challenge_has_at_most_100_octets(turnd: Turnd, rng: random.Random, ma
 def test_a_flood_gets_back_what_came_in_and_a_burst(
     turnd: Turnd, rng: random.Random, make: Maker
 ) -> None:
-    before = turnd.metrics()
+    before, lost_before = turnd.metrics(), dropped_at(turnd.port)
     # A prefix for each, as their budgets are.
     with stranger(turnd, f"127.31.{KINDS.index(make)}.1") as sock:
         request = make(rng)
@@ -200,14 +200,15 @@ def test_a_flood_gets_back_what_came_in_and_a_burst(
         answers += len(found)
         goes_out += sum(map(len, found))
         seconds = time.monotonic() - began
-        assert dropped_at(sock) == 0
+        assert dropped_at(sock.getsockname()[1]) == 0
     allowed = came_in + LIMITS.unverified_burst + LIMITS.unverified_refill * seconds
     assert goes_out <= allowed
     after = turnd.metrics()
     limited = 'turnd_dropped_total{reason="rate_limited"}'
     silent = after.get(limited, 0) - before.get(limited, 0)
-    # Every request had an answer, or is counted among those that had none.
-    assert answers + silent == REQUESTS + 1
+    # Every request had an answer, or is counted among those that had none, or the kernel of a busy
+    # machine had no room for it.
+    assert answers + silent + dropped_at(turnd.port) - lost_before == REQUESTS + 1
     if one * REQUESTS > allowed:
         assert silent > 0
 
@@ -240,9 +241,8 @@ def client_hello(rng: random.Random) -> bytes:
     return b"\x16\xfe\xff" + bytes(8) + len(message).to_bytes(2) + message
 
 
-def dropped_at(sock: socket.socket) -> int:
-    """Return how many datagrams the kernel had no room for at a socket of ours."""
-    port = sock.getsockname()[1]
+def dropped_at(port: int) -> int:
+    """Return how many datagrams the kernel had no room for at the sockets of a port."""
     lines = Path("/proc/net/udp").read_text().splitlines()[1:]
     return sum(
         int(line.split()[-1])
