@@ -530,8 +530,8 @@ class Agent(Reports):
 
     def _writer_of(self, pair: Pair) -> Callable[[bytes], bool] | None:
         """Return what writes framed packets of a TCP pair to its socket, or ``None`` for now."""
-        handle = self._machine.bare(pair.base, pair.remote_address)
-        return None if self._driver is None or handle is None else partial(self._driver.send, handle)
+        driver, handle = self._driver, self._machine.bare(pair.base, pair.remote_address)
+        return None if driver is None or handle is None else partial(driver.send, handle)
 
     def _driver_closed(self, failure: BaseException | None) -> None:
         if failure is not None:
