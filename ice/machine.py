@@ -406,7 +406,12 @@ class AgentMachine(Sight):
         if self._awake or self._delivered == delivered:
             self._settle(now)
         else:
-            self._stale = True
+            # Data concerns no timers but those of what lies below; those that have become later
+            # are found out when the time has come.
+            due = self._hub.deadline()
+            self._stale = self._stale or (
+                due is not None and (self._due is None or due < self._due)
+            )
 
     def on_deadline(self, now: Instant) -> None:
         """Do what is due."""

@@ -462,17 +462,17 @@ class Stream:
             raise StreamEnded(Cause.TLS_FAILED, _reason(error)) from None
         self._send_records()
 
-    def _put(self, data: bytes) -> None:
+    def _put(self, data: bytes | memoryview) -> None:
         if not self._pending:
             sent = self._send(data)
             if sent == len(data):
                 return
-            data = data[sent:]
+            data = memoryview(data)[sent:]
         if len(self._pending) + len(data) > PENDING_LIMIT:
             raise StreamEnded(Cause.OTHER, "peer does not read")
         self._pending += data
 
-    def _send(self, data: bytes | bytearray) -> int:
+    def _send(self, data: bytes | bytearray | memoryview) -> int:
         try:
             return self.sock.send(data)
         except BlockingIOError:

@@ -43,6 +43,8 @@ END: Final = ROOT / "tests" / "lab" / "link_end.py"
 MIB: Final = 1 << 20
 SHARE: Final = 0.8
 """What a link is to have of the throughput of TLS over plain TCP, at least."""
+PATIENCE: Final = 90.0
+"""Seconds that are waited for what has no bound of its own, on a machine that is busy."""
 STALL: Final = 3.0
 """Seconds that nothing may be read, at most, whatever happens to the direct way."""
 
@@ -142,7 +144,7 @@ class Program:
         assert self.process.stdin is not None
         self.process.stdin.close()
 
-    def until(self, what: str, condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    def until(self, what: str, condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
         """Wait for something that it tells or does.  Raises :class:`LinkLabError`."""
         deadline = time.monotonic() + seconds
         with self._news:
@@ -154,7 +156,7 @@ class Program:
                     raise LinkLabError(f"{what}: it ended instead; {self.story()}")
                 self._news.wait(left)
 
-    def expect(self, seconds: float = 30.0, since: int = 0, **fields: Any) -> dict[str, Any]:
+    def expect(self, seconds: float = PATIENCE, since: int = 0, **fields: Any) -> dict[str, Any]:
         """Wait until it tells something with these fields, after its ``since``-th line."""
 
         def found() -> dict[str, Any] | None:
@@ -183,7 +185,7 @@ class Program:
             if self._news.wait_for(lambda: bool(self.ended_at), seconds):
                 raise LinkLabError(f"it has ended; {self.story()}")
 
-    def end(self, seconds: float = 30.0) -> int:
+    def end(self, seconds: float = PATIENCE) -> int:
         """Wait for its end and return its status.  Raises :class:`LinkLabError`."""
         deadline = time.monotonic() + seconds
         with self._news:
@@ -365,7 +367,7 @@ class Server:
     def start(self) -> None:
         """Start it, and wait until it takes connections."""
         self.program = program = self.net.start("server", self.args)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         for port in self.ports:
             while not self._listens(port):
                 if time.monotonic() > deadline or not program.running:
@@ -576,7 +578,9 @@ class Story:
         yield f"SHA-256 {equal}: {self.received}; longest stall {self.stall:.2f} s"
 
 
-def transfer(net: Net, url: str, octets: int, *, cut: float = 4.0, patience: float = 60.0) -> Story:
+def transfer(
+    net: Net, url: str, octets: int, *, cut: float = 4.0, patience: float = PATIENCE
+) -> Story:
     """Send octets from ``a0`` to ``b0`` while the network changes; see the module's text.
 
     ``cut``: for how many seconds the direct way is barred.  ``patience``: for how many a change of

@@ -334,9 +334,12 @@ class Link:
 
     async def _carry(self, attempt: Attempt, carrier: Carrier) -> None:
         assert self._engine is not None
-        why = await self._engine.carry(attempt, carrier)
-        if not self._over.done():
-            self._on_event(PathLost(attempt.kind, attempt.transport, why))
+        why = "another attempt takes its place"  # where this is cancelled
+        try:
+            why = await self._engine.carry(attempt, carrier)
+        finally:
+            if attempt.carried and not self._over.done():
+                self._on_event(PathLost(attempt.kind, attempt.transport, why))
         raise CarrierFailed(why)
 
     def _moved(self, attempt: Attempt, why: str, rtt: float | None) -> None:

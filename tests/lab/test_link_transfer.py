@@ -11,7 +11,7 @@ import pytest
 
 from nattype.lab.pytest_plugin import LabFactory
 from nattype.model import Lifetimes, NatModel
-from tools.linklab import MIB, STALL, Net, Relay, connect, network, transfer
+from tools.linklab import MIB, SHARE, STALL, Net, Relay, connect, measure, network, transfer
 
 RATE = 3_000_000
 """Octets a second that the relay lets through: less than the direct way, as out there."""
@@ -41,6 +41,20 @@ def test_a_transfer_goes_from_way_to_way(net: Net) -> None:
     # What the network had done to it by then says how long the next octet was waited for.
     assert [change.what for change in story.changes if change.stall >= STALL] == [], told
     assert story.stall < STALL, told
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_the_direct_way_is_nearly_as_fast_as_tls_alone(natlab: LabFactory) -> None:
+    """On a link as people have it.  One that has no limit measures two programs and a kernel that
+    share two processors: ``python tools/linklab.py throughput`` tells.
+    """
+    with network("port-restricted-cone", "open") as net:
+        net.limit(200)
+        speeds = measure(net, Relay(net).url, 16 * MIB, 3)
+        told = "\n".join(speeds.lines())
+        print(told)
+        assert speeds.ratio >= SHARE, told
 
 
 SHORT_LIVED = NatModel(
