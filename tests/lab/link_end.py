@@ -1,4 +1,4 @@
-"""One end of a link, for what is in ``tools/linklab.py``: a stream that is led over stdin.
+"""One end of a link, for ``tools/linknet.py``: a stream that is led over stdin.
 
 A line in is a command, a line out is what came of it or what happened, both JSON.  ``at`` is the
 kernel's monotonic clock, which all programs of one machine share::

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from nattype.lab.pytest_plugin import LabFactory
-from tools.linklab import MIB, LinkLabError, Net, Program, Relay, Rendezvous, network
+from tools.linklab import MIB
+from tools.linknet import LinkLabError, Net, Program, Relay, Rendezvous, network
 
 UNMET = 15.0
 """Seconds within which whoever has no way yet ends, when the peer or the rendezvous is gone."""

@@ -11,7 +11,8 @@ import pytest
 
 from nattype.lab.pytest_plugin import LabFactory
 from nattype.model import Lifetimes, NatModel
-from tools.linklab import MIB, SHARE, STALL, Net, Relay, connect, measure, network, transfer
+from tools.linklab import MIB, SHARE, STALL, measure, transfer
+from tools.linknet import Net, Relay, connect, network
 
 RATE = 3_000_000
 """Octets a second that the relay lets through: less than the direct way, as out there."""
