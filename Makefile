@@ -25,7 +25,7 @@ demo: $(VENV)/.run ## build every kind of NAT, have natcheck name each, and two 
 test: $(VENV)/.dev ## every test: unit, vectors, property, simulated network, real NATs
 	@sh tools/bootstrap.sh lab
 	$(PYTEST) --ignore=tests/lab --ignore=tests/interop --ignore=tests/bench --numprocesses=auto
-	$(PYTEST) tests/lab --numprocesses=$(LAB_JOBS)
+	$(PYTEST) tests/lab --numprocesses=$(LAB_JOBS) --maxschedchunk=1
 
 quick: $(VENV)/.dev ## the tests that need no privileges and under a minute
 	$(PYTEST) -m "not slow and not lab" --ignore=tests/lab --ignore=tests/interop --ignore=tests/bench \

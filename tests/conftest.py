@@ -66,11 +66,15 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Let the folder say what a test needs, so that no test can forget its marker."""
+    """Let the folder say what a test needs, so that no test can forget its marker.
+
+    Slow tests come first, so that nobody waits for the last of them alone.
+    """
     for item in items:
         for folder in ("lab", "interop"):
             if folder in item.path.relative_to(config.rootpath).parts:
                 item.add_marker(getattr(pytest.mark, folder))
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.hookimpl(trylast=True)
