@@ -19,10 +19,13 @@ import pytest
 
 import turn
 import turn.blocking
+from stun.codec import encode
 from stun.credentials import ThirdParty, rest_credentials
 from stun.discovery import Target, Transport
 from stun.errors import StunError
+from stun.message import Message
 from stun.oauth import Contents, TokenKey, timestamp_of
+from stun.registry import Method
 from stun.sansio import Address
 from stun.tls import ClientTls
 from tools.certificate import write_self_signed
@@ -78,6 +81,12 @@ def coturn(program: str, folder: Path, *options: str, host: str = HOST) -> Itera
             try:
                 for each in (port, tls_port):
                     socket.create_connection((host, each), 1).close()
+                # It listens for UDP a moment later than for TCP.
+                with socket.socket(family, socket.SOCK_DGRAM) as probe:
+                    probe.settimeout(1)
+                    probe.connect((host, port))
+                    probe.send(encode(Message.request(Method.BINDING, bytes(12))))
+                    probe.recv(2048)
                 break
             except OSError:
                 time.sleep(0.05)
