@@ -404,10 +404,7 @@ class Hub:
             self._queue.append(Transmit(data, remote, base.address))
 
     def bare(self, base: Base, remote: Address) -> Handle | None:
-        """Return the socket of a TCP path of this host that data may be written to, if it may.
-
-        Each packet with its length in front of it (RFC 4571).
-        """
+        """Return the socket of a TCP path of this host that framed packets may be written to."""
         return None if self._tcp is None else self._tcp.connections.bare(base, remote)
 
     def send_short(self, base: Base, remote: Address, data: bytes, ttl: int, _: Instant) -> None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from types import TracebackType
@@ -31,13 +31,14 @@ from ice.tcp.driving import (
     AddressLike,
     Role,
     ServerLike,
+    Told,
     addresses_of,
     host_towards,
     looked_up,
     ports_of,
 )
 from ice.tcp.puncher import Puncher
-from ice.tcp.terms import Elected, GaveUp, MappedPort, PortsReady, PunchConfig, PunchEvent
+from ice.tcp.terms import Elected, GaveUp, PortsReady, PunchConfig, PunchEvent
 from stun.aio import Driver
 from stun.resolver import resolve_async
 from stun.sansio import SECOND, Address, Instant
@@ -78,7 +79,7 @@ class Punched:
         self.socket.close()
 
 
-class MappedPorts:
+class MappedPorts(Told):
     """Ports that listen, and what they are outside.  Made by :func:`map_ports`.
 
     An asynchronous context manager: on leaving, the ports and the connections to the servers are
@@ -86,9 +87,8 @@ class MappedPorts:
     """
 
     def __init__(self, driver: Driver[PunchEvent], machine: Puncher) -> None:
+        super().__init__(machine)
         self._driver = driver
-        self._machine = machine
-        self._ready = PortsReady(())
 
     async def __aenter__(self) -> Self:
         return self
@@ -100,26 +100,6 @@ class MappedPorts:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-    @property
-    def ports(self) -> tuple[MappedPort, ...]:
-        """Each port: where it is here, and what it is outside."""
-        return self._ready.ports
-
-    @property
-    def addresses(self) -> tuple[Address, ...]:
-        """What the peer is to be told, in this order."""
-        return self._ready.addresses()
-
-    @property
-    def missing(self) -> tuple[str, ...]:
-        """What was sought in vain, in words: a server that does not answer, a port in use."""
-        return self._ready.missing
-
-    @property
-    def counters(self) -> Mapping[str, int]:
-        """What came and was not used, by reason; a stranger's connection is one of these."""
-        return self._machine.counters
 
     def now(self) -> Instant:
         """Return the time that ``start_at`` is in: monotonic nanoseconds."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -26,13 +26,14 @@ from ice.tcp.driving import (
     AddressLike,
     Role,
     ServerLike,
+    Told,
     addresses_of,
     host_towards,
     looked_up,
     ports_of,
 )
 from ice.tcp.puncher import Puncher
-from ice.tcp.terms import Elected, GaveUp, MappedPort, PortsReady, PunchConfig, PunchEvent
+from ice.tcp.terms import Elected, GaveUp, PortsReady, PunchConfig, PunchEvent
 from stun.blocking import Driver
 from stun.resolver import resolve
 from stun.sansio import SECOND, Address, Instant
@@ -66,7 +67,7 @@ class Punched:
         self.socket.close()
 
 
-class MappedPorts:
+class MappedPorts(Told):
     """Ports that listen, and what they are outside.  Made by :func:`map_ports`.
 
     A context manager: on leaving, the ports and the connections to the servers are closed, and what
@@ -74,9 +75,8 @@ class MappedPorts:
     """
 
     def __init__(self, driver: Driver[PunchEvent], machine: Puncher) -> None:
+        super().__init__(machine)
         self._driver = driver
-        self._machine = machine
-        self._ready = PortsReady(())
 
     def __enter__(self) -> Self:
         return self
@@ -88,26 +88,6 @@ class MappedPorts:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-    @property
-    def ports(self) -> tuple[MappedPort, ...]:
-        """Each port: where it is here, and what it is outside."""
-        return self._ready.ports
-
-    @property
-    def addresses(self) -> tuple[Address, ...]:
-        """What the peer is to be told, in this order."""
-        return self._ready.addresses()
-
-    @property
-    def missing(self) -> tuple[str, ...]:
-        """What was sought in vain, in words: a server that does not answer, a port in use."""
-        return self._ready.missing
-
-    @property
-    def counters(self) -> Mapping[str, int]:
-        """What came and was not used, by reason; a stranger's connection is one of these."""
-        return self._machine.counters
 
     def now(self) -> Instant:
         """Return the time that ``start_at`` is in: ``time.monotonic_ns()``."""

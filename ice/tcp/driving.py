@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import ip_address
 from typing import Final, TypeAlias
 
 from ice.config import Credentials, Server
-from ice.tcp.terms import credentials
+from ice.tcp.puncher import Puncher
+from ice.tcp.terms import MappedPort, PortsReady, credentials
 from stun.discovery import Target, Transport
 from stun.errors import UsageError
 from stun.sansio import Address
@@ -21,6 +22,34 @@ AddressLike: TypeAlias = Address | tuple[str, int] | Sequence[object]
 """Host and port; the host is numeric."""
 
 TRANSPORT: Final = Transport.TCP
+
+
+class Told:
+    """What ports are, as both drivers tell it; ``machine`` is theirs."""
+
+    def __init__(self, machine: Puncher) -> None:
+        self._machine = machine
+        self._ready = PortsReady(())
+
+    @property
+    def ports(self) -> tuple[MappedPort, ...]:
+        """Each port: where it is here, and what it is outside."""
+        return self._ready.ports
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """What the peer is to be told, in this order."""
+        return self._ready.addresses()
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """What was sought in vain, in words: a server that does not answer, a port in use."""
+        return self._ready.missing
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """What came and was not used, by reason; a stranger's connection is one of these."""
+        return self._machine.counters
 
 
 class Role:
