@@ -528,7 +528,7 @@ class Agent(Reports):
     def _socket_of(self, local: Address) -> UdpSocket | None:
         return None if self._driver is None else self._driver.udp.socket_of(local)
 
-    def _writer_of(self, pair: Pair) -> Callable[[bytes], bool] | None:
+    def _writer_of(self, pair: Pair) -> Callable[..., bool] | None:
         """Return what writes framed packets of a TCP pair to its socket, or ``None`` for now."""
         driver, handle = self._driver, self._machine.bare(pair.base, pair.remote_address)
         return None if driver is None or handle is None else partial(driver.send, handle)

@@ -81,7 +81,7 @@ class Connection(AsyncIterator[bytes]):
         self._port: UdpSocket | None = None
         self._sendto: Callable[[Any, Any], int] | None = None
         self._is_tcp = False
-        self._write: Callable[[bytes], bool] | None = None
+        self._write: Callable[..., bool] | None = None
         self._time: Callable[[], float] = time.monotonic
         self._to: Receiver | None = None
 
@@ -219,7 +219,7 @@ class Connection(AsyncIterator[bytes]):
             parts: list[bytes | memoryview] = []
             for packet in packets:
                 parts += (len(packet).to_bytes(2), packet)
-            if write(b"".join(parts)):
+            if write(*parts):
                 to.sent = int(self._time() * 1e9)
                 pair.packets_sent += len(packets)
                 pair.octets_sent += sum(map(len, packets))
@@ -227,7 +227,7 @@ class Connection(AsyncIterator[bytes]):
         for packet in packets:
             self.send_nowait(bytes(packet))
 
-    def _send_framed(self, write: Callable[[bytes], bool], data: bytes) -> bool:
+    def _send_framed(self, write: Callable[..., bool], data: bytes) -> bool:
         """Write a packet to the TCP connection; whether that was possible now."""
         size, pair = len(data), self._pair
         if self._congested or size > MAX_FRAME or not write(size.to_bytes(2) + data):

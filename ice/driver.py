@@ -49,9 +49,9 @@ class AgentDriver(Driver[AgentEvent]):
         self.udp = AgentDatagrams(core, self._agent, self._feed_of)
         return self.udp
 
-    def send(self, handle: Handle, data: bytes) -> bool:
+    def send(self, handle: Handle, *parts: bytes | memoryview) -> bool:
         """Send octets on a connection, past the machine; whether that was possible now."""
-        return self._sockets.send(handle, data)
+        return self._sockets.send(handle, *parts)
 
     def close(self) -> None:
         """Close every descriptor."""

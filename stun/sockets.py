@@ -183,12 +183,12 @@ class Sockets(Generic[Event]):
         finally:
             self._pumping = False
 
-    def send(self, handle: Handle, data: bytes) -> bool:
+    def send(self, handle: Handle, *parts: bytes | memoryview) -> bool:
         """Send bytes on an open stream without an order; whether that was possible.
 
         It is not while orders are carried out, for it would overtake them.
         """
-        return not self._pumping and self.streams.send(handle, data)
+        return not self._pumping and self.streams.send(handle, *parts)
 
     def keep(self, event: Event) -> None:
         """Put an event into ``kept``."""

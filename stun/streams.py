@@ -372,13 +372,13 @@ class Streams:
             # Not the machine's fault: the stream may have ended while the order was queued.
             self.counts["not written: the stream is not open"] += 1
 
-    def send(self, handle: Handle, data: bytes) -> bool:
+    def send(self, handle: Handle, *parts: bytes | memoryview) -> bool:
         """Send bytes on a stream, if it is open; whether it is."""
         stream = self._streams.get(handle)
         if stream is None or stream.state is not State.OPEN:
             return False
         try:
-            stream.write(data)
+            stream.write(*parts)
         except StreamEnded as end:
             self._ended(stream, end)
             return True

@@ -20,6 +20,7 @@ import socket
 import ssl
 import struct
 import sys
+from collections.abc import Sequence
 from enum import Enum, auto
 from typing import Final
 
@@ -42,6 +43,8 @@ READ_SIZE: Final = 1 << 12
 must be done before others get their turn."""
 READ_MOST: Final = 1 << 14
 """Octets read where the last read came back full, as from a stream that carries data in bulk."""
+_GATHERS: Final = hasattr(socket.socket, "sendmsg")
+"""Windows has no sendmsg()."""
 PENDING_MARK: Final = 1 << 16
 """Octets that may wait for a peer that reads slowly before the stream counts as congested."""
 PENDING_LIMIT: Final = 1 << 20
@@ -451,13 +454,19 @@ class Stream:
             self._send_records()  # what TLS has to say by itself, such as a KeyUpdate
         return parts[0] if len(parts) == 1 else b"".join(parts), end
 
-    def write(self, data: bytes) -> None:
-        """Send, and keep what the kernel does not take at once, up to :data:`PENDING_LIMIT`."""
+    def write(self, *parts: bytes | memoryview) -> None:
+        """Send, and keep what the kernel does not take at once, up to :data:`PENDING_LIMIT`.
+
+        Of some parts, the kernel gathers the octets: nobody copies them before.
+        """
         if self._tls is None:
-            self._put(data)
+            if len(parts) == 1 or self._pending or not _GATHERS:
+                self._put(parts[0] if len(parts) == 1 else b"".join(parts))
+            else:
+                self._put_all(parts)
             return
         try:
-            self._tls.write(data)
+            self._tls.write(parts[0] if len(parts) == 1 else b"".join(parts))
         except ssl.SSLError as error:
             raise StreamEnded(Cause.TLS_FAILED, _reason(error)) from None
         self._send_records()
@@ -468,6 +477,22 @@ class Stream:
             if sent == len(data):
                 return
             data = memoryview(data)[sent:]
+        self._keep(data)
+
+    def _put_all(self, parts: Sequence[bytes | memoryview]) -> None:
+        try:
+            sent = self.sock.sendmsg(parts)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            raise StreamEnded(cause_of_stream(error), detail_of(error)) from None
+        if sent < sum(map(len, parts)):
+            for part in parts:
+                if sent < len(part):
+                    self._keep(memoryview(part)[sent:] if sent else part)
+                sent = max(0, sent - len(part))
+
+    def _keep(self, data: bytes | memoryview) -> None:
         if len(self._pending) + len(data) > PENDING_LIMIT:
             raise StreamEnded(Cause.OTHER, "peer does not read")
         self._pending += data

@@ -5,7 +5,7 @@ the length of the body in 24 bits), then the body; all numbers in network byte o
 
 ==========  =====================================================================================
 HELLO       version (8), role (8), then the state (below).  The first frame, and only the first
-DATA        offset (64), then octets of the stream from there on, at most 261776
+DATA        offset (64), then octets of the stream from there on, at most 262132
 FIN         offset (64) of the octet after the last one
 ACK         the state, then how many octets of this very carrier's eliciting frames have come (64)
 PING        nothing; it wants an ACK at once
@@ -31,13 +31,11 @@ from struct import Struct
 from typing import NamedTuple
 
 VERSION = 1
-PACKET = 65535 - 4 * 22
-"""What four TLS records hold that fit together into one packet of RFC 4571."""
-MOST_FRAME = 4 * PACKET
-"""Octets of a DATA frame with its header: whole packets, so that neither side has to cut them."""
+MOST_FRAME = 1 << 18
+"""Octets of a DATA frame with its header: sixteen full records of TLS."""
 DATA_OVERHEAD = 12
 MOST_DATA = MOST_FRAME - DATA_OVERHEAD
-LESS_DATA = PACKET - DATA_OVERHEAD
+LESS_DATA = (1 << 16) - DATA_OVERHEAD
 """The same where what is behind a frame would wait for it."""
 MOST_SIGNAL = 16384
 MOST_DATAGRAM = 16384

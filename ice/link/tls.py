@@ -1,9 +1,9 @@
 """TLS 1.3 over the packets of an ICE connection that runs over TCP: the carrier of a direct stream.
 
 Theory of operation.  ICE over TCP gives packets in order and loses none, so a TLS stream fits in
-them.  Each packet has whole records, which makes its first octet one of TLS: the agent tells data
-from its own checks by that octet (RFC 7983 section 7).  Four long records fill a packet, so one
-passage through the agent moves 64 KiB; short ones that are sent in one go share one.
+them, cut anywhere but for one thing: an agent tells data from checks by a packet's first octet
+(RFC 7983 section 7), so none begins with what a STUN message may begin with.  What is sent in one
+go shares packets, and they leave in one write.
 
 OpenSSL encrypts and decrypts in memory; there is no task.  What arrives in one wake-up of the event
 loop is decrypted and given up once, at the end of it.  Where the connection takes no more,
@@ -41,17 +41,15 @@ RECORD: Final = 1 << 14
 """Octets that a record holds at most (RFC 8446 section 5.1)."""
 _OVERHEAD: Final = 5 + 1 + 16
 """What a record adds: header, content type and the tag of the AEAD."""
-_SCRAP: Final = 512
-"""Octets for which a packet gets no further record."""
-PIECE: Final = MOST_PACKET - 4 * _OVERHEAD
-"""Octets that make one full packet of four records."""
+_STUN: Final = 4
+"""First octets below this are of STUN (RFC 7983 section 7)."""
+ENOUGH: Final = 1 << 18
+"""Octets that do not wait for more of the same go."""
 BURST: Final = 1 << 19
 """Octets that are sent in one go.  A driver that is just at work carries orders out afterwards, and
 only then can be seen that the connection takes no more; it gives up at twice as much."""
 UNDECIDED: Final = 2.0
 """Seconds that the client waits for a nominated pair before it goes ahead without."""
-MOST_FULL: Final = 4
-"""Full packets that are sent together."""
 _PARTIAL_WRITE: Final = 1
 """SSL_MODE_ENABLE_PARTIAL_WRITE of <openssl/ssl.h>, which pyOpenSSL sets and has no name for."""
 _REFUSALS: Final = ("tlsv1 alert unknown ca", "ssl/tls alert bad certificate")
@@ -76,11 +74,9 @@ class TlsCarrier(Carrying):
     ) -> None:
         super().__init__(connection, identity, peer_fingerprint, server=server)
         self._tls: SSL.Connection | None = None
-        self._full: list[int] = []
-        """Octets of records that OpenSSL keeps and that make full packets, by packets."""
-        self._filled = 0
-        """Octets of records that it keeps behind them, for the next packet."""
-        self._waiting: deque[bytes] = deque()
+        self._made = 0
+        """Octets of records that OpenSSL keeps, at least."""
+        self._waiting: deque[memoryview] = deque()
         """Packets that could not be sent yet."""
         self._gone = 0
         """Octets sent in this go."""
@@ -90,10 +86,6 @@ class TlsCarrier(Carrying):
         """Whether the connection is just calling."""
         self._reading: asyncio.Handle | None = None
         """What will give up the octets that have come."""
-        self._records = 0
-        """Records that have come and were not read."""
-        self._whole = True
-        """Whether each packet of the peer has had whole records, as those of this side do."""
         self._soon: asyncio.Handle | None = None
         self._undecided: asyncio.TimerHandle | None = None
         self._drained: asyncio.Future[None] | None = None
@@ -174,7 +166,6 @@ class TlsCarrier(Carrying):
         try:
             tls.bio_write(data)
             if self._state is State.OPEN:
-                self._count(data)
                 if self._reading is None:
                     self._reading = self._loop.call_soon(self._guard, self._read_all)
             elif self._shake(tls):
@@ -190,26 +181,13 @@ class TlsCarrier(Carrying):
             if self._tls is not None:
                 self._read(self._tls)
 
-    def _count(self, data: bytes) -> None:
-        """Count the records of a packet, unless a packet has not been made of whole ones."""
-        at, size = 0, len(data)
-        while self._whole and at < size:
-            at += 5 + (data[at + 3] << 8 | data[at + 4]) if at + 5 <= size else 5
-            self._whole = at <= size
-            self._records += 1
-
     def _read(self, tls: SSL.Connection) -> None:
         """Give up all that can be decrypted."""
-        # Each call gives what one record holds; to ask for more costs an exception.
-        records = self._records if self._whole else 0
-        self._records = 0
         parts: list[bytes] = []
         failure = ""
         receive = tls.recv
         try:
-            for _ in range(records):
-                parts.append(receive(RECORD))
-            while not records:
+            while True:
                 parts.append(receive(RECORD))
         except SSL.WantReadError:
             pass
@@ -232,73 +210,44 @@ class TlsCarrier(Carrying):
         return told
 
     def send(self, data: bytes | bytearray | memoryview) -> None:
-        """Encrypt octets into the packet that is being filled; full ones leave at once."""
+        """Encrypt octets; they leave at the end of this go, or at once if they are many."""
         tls = self._tls
         if self._state is not State.OPEN or tls is None:
             return
-        view = memoryview(data)
-        at, size = 0, len(view)
+        at, size = 0, len(data)
         try:
-            while at < size:
-                room = _room(MOST_PACKET - self._filled)
-                if room < min(size - at, _SCRAP):
-                    self._next_packet(tls)
-                    continue
-                octets = tls.send(view[at : at + room])
-                self._filled += octets - (-octets // RECORD) * _OVERHEAD
+            while at < size:  # once, but for an old pyOpenSSL
+                octets = tls.send(memoryview(data)[at:] if at else data)
+                self._made += octets + -(-octets // RECORD) * _OVERHEAD
                 at += octets
         except SSL.Error as error:
             self._fail(f"TLS failed: {_reason(error)}")
             return
-        if self._filled > MOST_PACKET - _SCRAP:
-            self._full.append(self._filled)
-            self._filled = 0
-        if self._full:
-            self._send_full(tls)
-        if self._filled:
+        if self._made >= ENOUGH:
+            self._send_records(tls)
+        elif self._made:
             self._flush_soon()
 
-    def _next_packet(self, tls: SSL.Connection) -> None:
-        """Fill another packet; those that are full leave when they are some."""
-        self._full.append(self._filled)
-        self._filled = 0
-        if len(self._full) >= MOST_FULL:
-            self._send_full(tls)
-
-    def _send_full(self, tls: SSL.Connection) -> None:
-        """Send the packets that are full, and leave the one that is being filled."""
-        sizes, self._full = self._full, []
-        made = tls.bio_read(sum(sizes))
-        view = memoryview(made)
-        packets, at = [], 0
-        for size in sizes:
-            packets.append(view[at : at + size])
-            at += size
-        if _is_whole(made, at - sizes[-1]):
-            self._go(packets, at)
-        else:
-            # OpenSSL had something to say itself first, and nothing is where it was thought to be.
-            self._send_records(tls, made)
-
-    def _send_records(self, tls: SSL.Connection, made: bytes = b"") -> None:
-        """Send all that OpenSSL has made, behind what was ``made`` of it already."""
-        most = max(sum(self._full) + self._filled, MOST_PACKET) + 1
-        self._full, self._filled = [], 0
+    def _send_records(self, tls: SSL.Connection) -> None:
+        """Send all that OpenSSL has made."""
+        most = max(self._made, RECORD) + 1  # to ask for what is not there costs an exception
+        self._made = 0
+        made = b""
         try:
             while True:
                 part = tls.bio_read(most)
                 made = made + part if made else part
-                if len(part) < most:  # there is no more; to ask for it would cost an exception
+                if len(part) < most:
                     break
         except SSL.WantReadError:
             pass
         if made:
-            self._go([made] if len(made) <= MOST_PACKET else _packets(made), len(made))
+            self._go(_packets(made), len(made))
 
-    def _go(self, packets: Sequence[bytes | memoryview], octets: int) -> None:
+    def _go(self, packets: Sequence[memoryview], octets: int) -> None:
         """Send packets, or keep them if they cannot go now."""
         if self._inside or self._waiting or self._connection.congested or self._gone > BURST:
-            self._waiting.extend(map(bytes, packets))
+            self._waiting.extend(packets)
             self._flush_soon()
         else:
             self._gone += octets
@@ -316,13 +265,15 @@ class TlsCarrier(Carrying):
         """Send what waits, as far as the connection takes it."""
         self._soon = None
         self._gone = 0
-        if self._filled and self._tls is not None:
+        if self._made and self._tls is not None:
             self._send_records(self._tls)
         connection, waiting = self._connection, self._waiting
         while waiting and not connection.congested and self._gone <= BURST:
-            packet = waiting.popleft()
-            self._gone += len(packet)
-            connection.send_nowait(packet)
+            packets = []
+            while waiting and self._gone <= BURST:
+                packets.append(waiting.popleft())
+                self._gone += len(packets[-1])
+            connection.send_all(packets)
         if connection.congested:
             return
         if waiting:
@@ -354,7 +305,7 @@ class TlsCarrier(Carrying):
         super()._fail(why)
 
     async def _drain(self) -> None:
-        while (self._waiting or self._filled) and self._state is State.OPEN:
+        while (self._waiting or self._made) and self._state is State.OPEN:
             self._drained = self._loop.create_future()
             await self._drained
 
@@ -362,7 +313,7 @@ class TlsCarrier(Carrying):
         """Send the alert that says what was wrong, if it can go now."""
         self._send_records(tls)
         while self._waiting and not self._connection.congested:
-            self._connection.send_nowait(self._waiting.popleft())
+            self._connection.send_all((self._waiting.popleft(),))
 
     def _say_farewell(self) -> None:
         tls = self._tls
@@ -403,32 +354,18 @@ def _context(identity: Identity, *, server: bool) -> SSL.Context:
 
 
 def _packets(records: bytes) -> list[memoryview]:
-    """Cut records into packets of whole ones."""
+    """Cut records into packets that do not look like STUN; the first one begins with a record."""
     view, size = memoryview(records), len(records)
     packets: list[memoryview] = []
-    start = at = 0
-    while at < size:
-        end = at + 5 + (records[at + 3] << 8 | records[at + 4])
-        if end - start > MOST_PACKET:
-            packets.append(view[start:at])
-            start = at
+    at = 0
+    while size - at > MOST_PACKET:
+        end = at + MOST_PACKET
+        while records[end] < _STUN:  # at the latest, it is back where this packet begins
+            end -= 1
+        packets.append(view[at:end])
         at = end
-    packets.append(view[start:])
+    packets.append(view[at:])
     return packets
-
-
-def _is_whole(records: bytes, at: int) -> bool:
-    """Whether there are whole records from here to the end."""
-    size = len(records)
-    while at + 5 <= size:
-        at += 5 + (records[at + 3] << 8 | records[at + 4])
-    return at == size
-
-
-def _room(octets: int) -> int:
-    """Return how much fits into records of so many octets altogether."""
-    full, rest = divmod(octets, RECORD + _OVERHEAD)
-    return full * RECORD + max(0, rest - _OVERHEAD)
 
 
 def _select(_: SSL.Connection, offered: list[bytes]) -> bytes:

@@ -187,4 +187,4 @@ def test_a_reason_is_cut_and_fit_to_be_shown() -> None:
 
 
 def test_a_frame_of_data_is_four_records() -> None:
-    assert len(data(0, b"\0" * frames.MOST_DATA)) == frames.MOST_FRAME == 4 * (65535 - 4 * 22)
+    assert len(data(0, b"\0" * frames.MOST_DATA)) == frames.MOST_FRAME == 16 * 16384
