@@ -20,7 +20,7 @@ from contextlib import aclosing
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
-from stun.sansio import SECOND, Address, Handle, Instant, SocketMachine
+from stun.sansio import SECOND, Accepted, Address, Arrived, Handle, Instant, SocketMachine
 from stun.sockets import Callback, DatagramsFactory, Sockets, UdpDatagrams
 
 if TYPE_CHECKING:
@@ -117,6 +117,40 @@ class Driver(Generic[Event]):
         Raises :class:`stun.errors.UsageError` for what is not an open stream without TLS.
         """
         return self._sockets.streams.detach(handle)
+
+    def adopt(
+        self,
+        sock: socket.socket,
+        local: Address,
+        remote: Address,
+        *,
+        handle: Handle | None = None,
+        listener: Handle | None = None,
+        secure: bool = False,
+        data: bytes = b"",
+        unsent: bytes = b"",
+    ) -> None:
+        """Take a connected stream socket that comes from elsewhere, and is to have this ``handle``.
+
+        With a ``listener`` the machine is told that it was accepted there, ``secure`` or not, and
+        that ``data`` has arrived on it.  ``unsent`` is sent first.
+        """
+        made = self._sockets.streams.adopt(
+            sock, local, remote, handle=handle, listener=listener, unsent=unsent
+        )
+        if listener is not None:
+            self._sockets.tell(Accepted(listener, made, local, remote, secure))
+            if data:
+                self._sockets.tell(Arrived(made, data))
+        self._sockets.settle()
+
+    def serve_on(self, given: Callable[[str, Address], socket.socket | None]) -> None:
+        """Take listening sockets from ``given`` instead of opening them.
+
+        It gets the protocol ("tcp") and the local address, and may raise ``OSError``; where it has
+        none, one is opened.
+        """
+        self._sockets.streams.given = lambda local: given("tcp", local)
 
     @property
     def counters(self) -> Mapping[str, int]:

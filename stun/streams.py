@@ -106,6 +106,8 @@ class Streams:
         self._tls_ports = dict(tls_ports or {})
         self._server_tls = server_tls
         self._proxies = {port: Networks(trusted) for port, trusted in (proxies or {}).items()}
+        self.given: Callable[[Address], socket.socket | None] = lambda _: None
+        """Returns the listening socket for a local address where it is not to be opened here."""
         self._listeners: dict[Handle, _Served] = {}
         self._streams: dict[Handle, Stream] = {}
         # Streams that the machine has let go of and whose ends are not both closed yet.  In this
@@ -173,7 +175,12 @@ class Streams:
             return
         try:
             listener = Listener(
-                order.handle, order.local, silent=order.silent, exclusive=order.exclusive
+                order.handle,
+                order.local,
+                silent=order.silent,
+                exclusive=order.exclusive,
+                # Only those for everybody: what else is listened on is this machine's alone.
+                sock=self.given(order.local) if order.exclusive else None,
             )
         except OSError as error:
             self._core.tell(Closed(order.handle, cause_of_bind(error), detail_of(error)))
@@ -267,6 +274,32 @@ class Streams:
         else:
             stream.open_with(decision.data)
             self._announce(stream)
+
+    def adopt(
+        self,
+        sock: socket.socket,
+        local: Address,
+        remote: Address,
+        *,
+        handle: Handle | None = None,
+        listener: Handle | None = None,
+        unsent: bytes = b"",
+    ) -> Handle:
+        """Take a connected stream socket from elsewhere; what :meth:`detach` gives, for one.
+
+        Returns its handle; nothing is told of it.  ``listener``: the one that it would have been
+        accepted by.  ``unsent`` is sent first.
+        """
+        sock.setblocking(False)
+        stream = Stream(
+            self._number() if handle is None else handle, sock, local, remote, listener=listener
+        )
+        stream.read_most = self.read_most
+        self._streams[stream.handle] = stream
+        self._watch_stream(stream)
+        if unsent:
+            self.send(stream.handle, unsent)
+        return stream.handle
 
     # TCP streams. ---------------------------------------------------------------------------------
 

@@ -134,21 +134,30 @@ class Listener:
 
     An ``exclusive`` one shares its port with nobody, so that another program on it, of the same
     user or not, is an error.  SO_REUSEADDR alone does not allow that on Linux; it lets a server
-    start again while connections of the one before are in TIME-WAIT.
+    start again while connections of the one before are in TIME-WAIT.  ``sock``, if given,
+    is bound already.
     """
 
     __slots__ = ("handle", "local", "silent", "sock")
 
     def __init__(
-        self, handle: Handle, local: Address, *, silent: bool = False, exclusive: bool = False
+        self,
+        handle: Handle,
+        local: Address,
+        *,
+        silent: bool = False,
+        exclusive: bool = False,
+        sock: socket.socket | None = None,
     ) -> None:
         self.handle = handle
         self.silent = silent
-        self.sock = sock = _socket(local, shared=not exclusive)
+        bound = sock is not None
+        self.sock = sock = _socket(local, shared=not exclusive) if sock is None else sock
         try:
             if silent:
                 _silence(sock)  # before listen(2): there is no moment in which it answers
-            sock.bind(to_sockaddr(local))
+            if not bound:
+                sock.bind(to_sockaddr(local))
             sock.listen(BACKLOG)
             self.local = from_sockaddr(sock.getsockname())
         except BaseException:

@@ -2,6 +2,7 @@
 # Installs what a make target needs.
 #   bootstrap.sh venv run|dev|interop|fuzz   the virtual environment, with one set of requirements
 #   bootstrap.sh lab | interop               system packages: for real NATs, for foreign peers
+#   bootstrap.sh bpf                         system packages: for the relay inside the kernel
 # As root it installs; as anybody else it prints the one line to run, and the target goes on with
 # what there is (the simulated network instead of kernel NATs).  QUIET leaves that line to the
 # target, which may have a better one.
@@ -54,6 +55,13 @@ need() {
 gst() { echo "/usr/lib/$(uname -m)-linux-gnu/gstreamer-1.0/$1"; }
 typelib() { echo "/usr/lib/$(uname -m)-linux-gnu/girepository-1.0/$1.typelib"; }
 
+# Any place of libbpf 1, by the linker's own list, or else where Debian has it.
+libbpf() {
+    found=$(PATH=$PATH:/usr/sbin:/sbin ldconfig -p 2>/dev/null |
+        sed -n 's/.*libbpf\.so\.1 .*=> //p' | head -n 1)
+    echo "${found:-/usr/lib/$(uname -m)-linux-gnu/libbpf.so.1}"
+}
+
 make_venv() {
     if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
         say "Python 3.11 or newer is needed, $PYTHON is $("$PYTHON" -V 2>&1 || echo missing);" \
@@ -94,9 +102,20 @@ venv)
     ;;
 lab)
     need "real NATs need nftables and iproute2, going on without; run" nft=nftables ip=iproute2
+    need "tests of the relay inside the kernel need ethtool and bpftool; run" \
+        ethtool=ethtool bpftool=bpftool
+    ;;
+bpf)
+    [ "$(uname)" = Linux ] || exit 0
+    # clang makes the program from C, llvm-strip takes out what debuggers alone read, libbpf loads it.
+    need "the relay inside the kernel needs clang and libbpf, going on without; run" \
+        clang=clang llvm-strip=llvm /usr/include/bpf/bpf_helpers.h=libbpf-dev \
+        /usr/include/linux/bpf.h=linux-libc-dev "$(libbpf)=libbpf1"
     ;;
 interop)
     need "real NATs need nftables and iproute2, going on without; run" nft=nftables ip=iproute2
+    need "tests of the relay inside the kernel need ethtool and bpftool; run" \
+        ethtool=ethtool bpftool=bpftool
     need "some peers are missing, their tests will be skipped; run" \
         turnserver=coturn stun=stun-client openssl=openssl redis-server=redis-server haproxy=haproxy \
         tshark=tshark tcpdump=tcpdump \
@@ -111,7 +130,7 @@ interop)
     need "Firefox is missing, its tests will be skipped; run" firefox-esr=firefox-esr
     ;;
 *)
-    say "usage: bootstrap.sh venv run|dev|interop|fuzz | lab | interop"
+    say "usage: bootstrap.sh venv run|dev|interop|fuzz | lab | interop | bpf"
     exit 2
     ;;
 esac

@@ -84,7 +84,8 @@ class Desk:
     """The server and its driver.
 
     ``refuse`` says why a socket cannot be had, if it cannot; with ``holding`` orders to open wait
-    until :meth:`release`.  ``wrap`` puts something between the server and the driver.
+    until :meth:`release`.  ``wrap`` puts something between the server and the driver,
+    ``make`` makes the server.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Desk:
         seed: int = 1,
         users: Mapping[str, str] | UserStore | None = None,
         wrap: Callable[[Server], Any] = lambda server: server,
+        make: Callable[..., Server] = Server,
         **changes: Any,
     ) -> None:
         self.rng = random.Random(seed)
@@ -100,7 +102,7 @@ class Desk:
         if users is None:
             users = {"alice": "secret", "bob": "hidden"}
         store = StaticUsers(users, self.config.realm) if isinstance(users, Mapping) else users
-        self.server = Server(
+        self.server = make(
             self.config,
             store,
             NonceMaker([self.rng.randbytes(16)]),

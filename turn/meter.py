@@ -24,11 +24,18 @@ A packet passes when half a lease is to be had, however large the packet is; wha
 bucket's debt.  Were all of it to be paid at once, then what is larger than the bucket would never
 pass, and what is large not as long as others take each octet as it comes.  Meters that were refused
 stand in line: who sends more often or is asked first has no more of a rate than others.
+
+Where packets are relayed that never come to a meter (:mod:`turn.dataplane.kernel`), the account is
+kept where those are, as a :class:`Source`, and the bucket is only a purse: it draws a lease at a
+time, and keeps one and a half at most.  A draw succeeds as long as nothing is owed, so there may
+then be the one draw beside the one packet.
 """
 
 from __future__ import annotations
 
-from typing import Final, TypeAlias
+import math
+from collections.abc import Callable
+from typing import Final, Protocol, TypeAlias
 
 from stun.sansio import SECOND, Instant
 
@@ -55,6 +62,18 @@ Lease: TypeAlias = tuple[float, float]
 """Octets and packets."""
 
 
+class Source(Protocol):
+    """The account of a rate that others draw on as well."""
+
+    def draw(self, octets: int, packets: int) -> bool:
+        """Take so much, all of it or nothing; say whether it was had."""
+        ...
+
+    def change(self) -> None:
+        """Take note of the new rates of the bucket."""
+        ...
+
+
 class Bucket:
     """A rate in octets and one in packets, each a second; 0 is no limit.  ``burst``: in seconds."""
 
@@ -67,6 +86,7 @@ class Bucket:
         "burst",
         "octet_rate",
         "packet_rate",
+        "source",
     )
 
     def __init__(self, octet_rate: int, packet_rate: int, *, burst: float = 1.0) -> None:
@@ -80,9 +100,17 @@ class Bucket:
         """When it is worth the while of who was refused last to ask again."""
         self._line: dict[Meter, Instant] = {}
         """Meters that were refused, the first of them first, and when each last was."""
+        self.source: Source | None = None
+        """Where leases are drawn instead of being earned by time."""
 
     def change(self, octet_rate: int, packet_rate: int) -> None:
         """Set other rates.  What it holds and what it owes stay, up to the new depth."""
+        if self.source is not None:
+            self._octets = min(self._octets, octet_rate * self.burst)
+            self._packets = min(self._packets, packet_rate * self.burst)
+            self.octet_rate, self.packet_rate = octet_rate, packet_rate
+            self.source.change()
+            return
         if self.octet_rate:
             self._octets = min(self._octets, octet_rate * self.burst)
         else:
@@ -93,6 +121,62 @@ class Bucket:
             self._packets = packet_rate * self.burst
         self.octet_rate, self.packet_rate = octet_rate, packet_rate
 
+    def share(self, source: Source, now: Instant) -> Lease:
+        """Draw on ``source`` from now on; return what is missing from the bucket, which is its.
+
+        What has no limit is missing nothing.
+        """
+        self._earn(now)
+        missing = (
+            self.octet_rate * self.burst - self._octets,
+            self.packet_rate * self.burst - self._packets,
+        )
+        self._octets = self._packets = 0.0
+        self.source = source
+        return missing
+
+    def unshare(self, octets: float, packets: float, now: Instant) -> None:
+        """Earn what it leases by time again.  ``octets`` and ``packets`` are what the source held.
+
+        Of a debt they are negative; what was drawn and is not leased yet is added.
+        """
+        self.source = None
+        self._octets = min(self._octets + octets, self.octet_rate * self.burst)
+        self._packets = min(self._packets + packets, self.packet_rate * self.burst)
+        self._at = now
+
+    def _earn(self, now: Instant) -> None:
+        """Add what the time since it was last asked has given."""
+        # Who shares a bucket may have read the clock one after the other: time that was counted
+        # is not counted again.
+        elapsed = (now - self._at) / SECOND
+        if elapsed <= 0:
+            return
+        self._at = now
+        rate = self.octet_rate
+        self._octets = min(rate * self.burst, self._octets + elapsed * rate)
+        rate = self.packet_rate
+        self._packets = min(max(rate * self.burst, 1.0), self._packets + elapsed * rate)
+
+    def _draw(self, source: Source, reserve: float) -> None:
+        """Have a lease in the purse and the ``reserve``, a part of one, if they are to be had."""
+        octets = packets = 0
+        rate = self.octet_rate
+        if rate:
+            lease = min(max(rate * _SHARE, SMALLEST_LEASE), rate * self.burst)
+            if self._octets < lease / 2 + reserve * lease:
+                octets = math.ceil(lease + reserve * lease - self._octets)
+        rate = self.packet_rate
+        if rate:
+            lease = max(rate * _SHARE, 1.0)
+            if rate * self.burst < 2 * lease:
+                reserve = 0.0
+            if self._packets < max(lease / 2, 1.0) + reserve * lease:
+                packets = math.ceil(lease + reserve * lease - self._packets)
+        if (octets or packets) and source.draw(octets, packets):
+            self._octets += octets
+            self._packets += packets
+
     def offer(self, meter: Meter, need: float, now: Instant) -> Lease | None:
         """Say what ``meter`` can lease at ``now``, ``None`` when there is less than half a lease.
 
@@ -100,28 +184,24 @@ class Bucket:
         a lease more, as long as somebody stands in line.
         """
         octets, packets = max(_UNLIMITED[0], need), _UNLIMITED[1]
-        elapsed = (now - self._at) / SECOND
-        # Who shares a bucket may have read the clock one after the other: time that was counted
-        # is not counted again.
-        if elapsed > 0:
-            self._at = now
-        else:
-            elapsed = 0.0
         # Half a lease is kept for who is first in line.
         reserve = 0.5 if self._line and self._first(now) is not meter else 0.0
+        if self.source is None:
+            self._earn(now)
+        else:
+            self._draw(self.source, reserve)
         wait = 0.0
         rate = self.octet_rate
         if rate:
             depth = rate * self.burst
-            held = self._octets = min(depth, self._octets + elapsed * rate)
             lease = min(max(rate * _SHARE, SMALLEST_LEASE), depth)
-            held -= reserve * lease
+            held = self._octets - reserve * lease
             octets = min(held, max(lease, need))
             wait = (lease / 2 - held) / rate
         rate = self.packet_rate
         if rate:
             depth = max(rate * self.burst, 1.0)
-            held = self._packets = min(depth, self._packets + elapsed * rate)
+            held = self._packets
             lease = max(rate * _SHARE, 1.0)
             if depth >= 2 * lease:
                 held -= reserve * lease
@@ -165,18 +245,32 @@ class Usage:
         """Packets over the rate."""
 
 
+def nothing_to_collect() -> None:
+    """Do nothing: what :attr:`Meter.collect` is at first."""
+
+
 class Meter:
     """The credit of one allocation and its usage.  See the module's text for the packet path."""
 
-    __slots__ = ("_again", "_buckets", "octets", "packets", "usage")
+    __slots__ = ("_again", "buckets", "collect", "late", "octets", "packets", "usage")
 
     def __init__(self, *buckets: Bucket) -> None:
-        self._buckets = buckets
+        self.buckets = buckets
         self._again: Instant = 0
         self.usage = Usage()
+        self.collect: Callable[[], None] = nothing_to_collect
+        """To be called before :attr:`usage` is read: adds what was counted elsewhere since."""
+        self.late: Usage | None = None
+        """What the usage has been added to, at the end of the allocation: what is collected after
+        that, of packets that passed before the routes were gone, is to be added there as well."""
         unlimited = float("inf")
         self.octets: float = 0.0 if buckets else unlimited
         self.packets: float = 0.0 if buckets else unlimited
+
+    def collected(self) -> Usage:
+        """Return the usage as it is now, with what was counted elsewhere."""
+        self.collect()
+        return self.usage
 
     def renew(self, now: Instant, octets: int = 0) -> bool:
         """Ask the buckets for new credit, when the packet at hand was taken from the old already.
@@ -193,7 +287,7 @@ class Meter:
             return False
         more_octets = max(lease[0], -self.octets)
         more_packets = max(lease[1], -self.packets)
-        for bucket in self._buckets:
+        for bucket in self.buckets:
             bucket.take(self, more_octets, more_packets)
         self.octets += more_octets
         self.packets += more_packets
@@ -219,7 +313,7 @@ class Meter:
             lease = self._lease(-self.octets, now)
             if lease is not None:
                 # A stream has no packets; octets are all that it takes.
-                for bucket in self._buckets:
+                for bucket in self.buckets:
                     bucket.take(self, lease[0], 0.0)
                 self.octets += lease[0]
         return self.octets >= 0
@@ -229,7 +323,7 @@ class Meter:
         if now < self._again:
             return None
         octets = packets = float("inf")
-        for bucket in self._buckets:
+        for bucket in self.buckets:
             offer = bucket.offer(self, need, now)
             if offer is None:
                 self._again = bucket.again

@@ -28,6 +28,7 @@ from stun.aio import Driver
 from stun.sansio import Address
 from stun.server import CannotServe, Server, ServerConfig, Started
 from tools.certificate import write_self_signed
+from turn.dataplane.kernel.support import why_not
 
 PRIMARY, ALTERNATE = "127.0.0.1", "127.0.0.2"
 
@@ -86,6 +87,14 @@ def require_module() -> Callable[..., ModuleType]:
             return _missing(name, f"pip install {distribution or name}")
 
     return require
+
+
+@pytest.fixture(scope="module", params=["sockets", "kernel"])
+def plane(request: pytest.FixtureRequest) -> str:
+    """A data plane of turnd: what asks for it is run on each."""
+    if request.param == "kernel" and (why := why_not()) is not None:
+        _missing("the data plane in the kernel", why)
+    return str(request.param)
 
 
 @dataclass

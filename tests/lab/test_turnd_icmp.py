@@ -9,15 +9,16 @@ the client sends after that is the next thing to reach the peer.
 
 from __future__ import annotations
 
+import json
 import os
-import select
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import pytest
 
@@ -25,42 +26,16 @@ from nattype.lab import Lab, Machine
 from nattype.lab.kernel.spec import site
 from stun.attributes import XOR_PEER_ADDRESS
 from stun.codec import decode
-from stun.credentials import LongTerm
 from stun.discovery import Target, Transport
-from stun.framing import StunStream
 from stun.registry import Method
-from stun.sansio import (
-    SECOND,
-    Address,
-    Arrived,
-    Connected,
-    Dial,
-    Opened,
-    OpenUdp,
-    Received,
-    Shut,
-    Transmit,
-    Write,
-)
+from stun.sansio import Address
 from stun.sockaddr import from_sockaddr
-from turn.client.config import ClientConfig
-from turn.client.events import (
-    Allocated,
-    Bound,
-    ClientEvent,
-    Failed,
-    PeerRefused,
-    PeerUnreachable,
-    Permitted,
-    Released,
-)
-from turn.client.machine import Client
+from tests.lab.turn_caller import PATIENCE, USER, Caller
+from turn.client.events import PeerUnreachable
 
 ROOT = Path(__file__).parents[2]
-USER = LongTerm("alice", "sesame")
 PORT, PEER_PORT, NOBODY = 3478, 5000, 5001
-PATIENCE = 10.0
-"""Seconds to wait for what must come; only a failing test waits that long."""
+METRICS_PORT = 9641
 NARROW = 1280
 """As narrow as a link for IPv6 may be (RFC 8200 section 5)."""
 LARGE = bytes(range(200)) * 7
@@ -69,8 +44,6 @@ BUSY = 40
 """Datagrams after which a flow has a socket of its own (:data:`turn.dataplane.sockets.BUSY`)."""
 _ICMP = 0x8004
 _INDICATION = 0x0010
-
-Told = TypeVar("Told")
 
 
 class Words(NamedTuple):
@@ -97,54 +70,11 @@ IPV6 = Words(
 )
 
 
-class Caller:
-    """A TURN client with one socket of a machine, which it reaches turnd by."""
+class Sender(Caller):
+    """A caller that wants DONT-FRAGMENT, and to be told of ICMP errors."""
 
     def __init__(self, machine: Machine, server: Target, *, ipv6: bool) -> None:
-        config = ClientConfig(
-            server, USER, family=6 if ipv6 else 4, dont_fragment=True, bind_after=0
-        )
-        self.client = Client(config, entropy=os.urandom)
-        self.messages: list[bytes] = []
-        """What turnd sent and nobody has looked at, each message as it was."""
-        self._machine = machine
-        self._handle = 0
-        self._sock: socket.socket | None = None
-        self._stream = StunStream(channel_data=True)
-        self._events: list[ClientEvent] = []
-        self.client.allocate(time.monotonic_ns())
-        self.relayed = self.wait(Allocated).relayed[0]
-
-    # The client's commands. -----------------------------------------------------------------------
-
-    def permit(self, peer: Address) -> None:
-        self.client.permit(peer, now=time.monotonic_ns())
-        self.wait(Permitted)
-
-    def bind(self, peer: Address) -> None:
-        self.client.bind(peer, time.monotonic_ns())
-        self.wait(Bound)
-        self.messages.clear()
-
-    def send(self, peer: Address, data: bytes, *, dont_fragment: bool = False) -> None:
-        self.client.send(peer, data, time.monotonic_ns(), dont_fragment=dont_fragment)
-        self._obey()
-
-    def close(self) -> None:
-        """Give the allocation back."""
-        self.client.release(time.monotonic_ns())
-        self.wait(Released)
-
-    def wait(self, kind: type[Told]) -> Told:
-        """Return the next event, which is to be of this kind."""
-        end = time.monotonic() + PATIENCE
-        self._obey()
-        while not self._events:
-            assert time.monotonic() < end, f"no {kind.__name__} within {PATIENCE} s"
-            self._step(end)
-        event = self._events.pop(0)
-        assert isinstance(event, kind), event
-        return event
+        super().__init__(machine, server, family=6 if ipv6 else 4, dont_fragment=True)
 
     def error(self) -> tuple[Address, bytes]:
         """Return the peer and the ICMP attribute of the indication that turnd sends next."""
@@ -164,63 +94,6 @@ class Caller:
         assert (told.peer, (told.icmp_type, told.icmp_code, told.mtu)) == (peer, meaning)
         return peer, octets
 
-    # Its driver. ----------------------------------------------------------------------------------
-
-    def _obey(self) -> None:
-        """Do what the machine asks for; keep what it tells."""
-        while (output := self.client.poll()) is not None:
-            match output:
-                case OpenUdp(handle):
-                    self._open(handle, socket.SOCK_DGRAM)
-                    self.client.on_socket(Opened(handle, self._local()), time.monotonic_ns())
-                case Dial(handle, _, remote):
-                    self._open(handle, socket.SOCK_STREAM).connect(remote)
-                    connected = Connected(handle, self._local(), remote)
-                    self.client.on_socket(connected, time.monotonic_ns())
-                case Transmit(data, destination):
-                    assert self._sock is not None
-                    self._sock.sendto(data, destination)
-                case Write(_, data):
-                    assert self._sock is not None
-                    self._sock.sendall(data)
-                case Shut():
-                    assert self._sock is not None
-                    self._sock.close()
-                case _:
-                    assert not isinstance(output, Failed | PeerRefused), output
-                    self._events.append(output)  # type: ignore[arg-type]
-
-    def _open(self, handle: int, kind: socket.SocketKind) -> socket.socket:
-        self._handle = handle
-        self._sock = sock = self._machine.socket(socket.AF_INET, kind)
-        sock.settimeout(PATIENCE)
-        sock.bind((self._machine.ipv4, 0))
-        return sock
-
-    def _local(self) -> Address:
-        assert self._sock is not None
-        return from_sockaddr(self._sock.getsockname())
-
-    def _step(self, end: float) -> None:
-        """Wait for turnd or for the client's next deadline."""
-        assert self._sock is not None
-        due = self.client.deadline()
-        until = end if due is None else min(end, due / SECOND)
-        readable, _, _ = select.select([self._sock], [], [], max(0.0, until - time.monotonic()))
-        now = time.monotonic_ns()
-        if not readable:
-            self.client.on_deadline(now)
-        elif self._sock.type == socket.SOCK_DGRAM:
-            data, source = self._sock.recvfrom(65536)
-            self.messages.append(data)
-            self.client.receive(Received(data, from_sockaddr(source), self._local()), now)
-        else:
-            data = self._sock.recv(65536)
-            assert data, "turnd closed the connection"
-            self.messages += self._stream.feed(data)
-            self.client.on_socket(Arrived(self._handle, data), now)
-        self._obey()
-
 
 class Scene:
     """A laboratory with turnd on its server, for one test."""
@@ -230,7 +103,7 @@ class Scene:
         self._stack = stack
         for family in ("-4", "-6"):  # what an earlier test taught the kernel about the paths
             lab.server.run(["ip", family, "route", "flush", "cache"], check=True)
-        self.caller = Caller(
+        self.caller = Sender(
             lab["client"], Target(Address(lab.server.ipv4, PORT), transport), ipv6=words.ipv6
         )
         stack.callback(self.caller.close)
@@ -260,7 +133,7 @@ class Scene:
 
 
 @pytest.fixture(scope="module")
-def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+def laboratory(plane: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """turnd, two peers and a client, all at public addresses; the one at ``narrow`` hardly."""
     log = tmp_path_factory.mktemp("turnd") / "log"
     sites = (
@@ -270,9 +143,19 @@ def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     )
     with Lab(*sites, server_command=(), ipv6="routed", seed=1) as lab, log.open("wb") as out:
         server = lab.server
+        if plane == "kernel":
+            # A checksum that is left to a network card is never computed in a laboratory, and the
+            # kernel's data plane leaves such packets to the sockets.
+            for host in ("client", "wide", "narrow"):
+                done = lab[host].run(["ip", "-json", "link"], capture_output=True, text=True)
+                for link in json.loads(done.stdout):
+                    if link["ifname"] != "lo":
+                        command = ["ethtool", "-K", link["ifname"], "tx", "off"]
+                        lab[host].run(command, stdout=subprocess.DEVNULL, check=True)
         turnd = server.popen(
             [
                 *(sys.executable, "-P", "-m", "turn.daemon.cli", "--realm", "example.org"),
+                *("--dataplane", plane, "--metrics", f"127.0.0.1:{METRICS_PORT}"),
                 *("--listen", f"udp://{server.ipv4}:{PORT}"),
                 *("--listen", f"tcp://{server.ipv4}:{PORT}"),
                 *("--relay-address", server.ipv4, "--relay-address", server.ipv6),
@@ -361,20 +244,23 @@ def test_what_turnds_own_link_does_not_take_is_not_fragmented_there(scene: Scene
 
 
 @pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
-def test_a_peer_with_a_channel(scene: Scene, busy: bool) -> None:
+def test_a_peer_with_a_channel(scene: Scene, plane: str, busy: bool) -> None:
     caller = scene.caller
     peer, sock = scene.peer("narrow")
     caller.bind(peer)
     for number in range(BUSY if busy else 1):
         caller.send(peer, b"%d" % number)
         assert sock.recv(100) == b"%d" % number
-    if caller.client.config.server.transport is Transport.UDP:
-        assert scene.has_own_socket(peer) is busy
-    if scene.words.ipv6:
-        # "IPv6 routers do not fragment": the first datagram tells where the limit is.
+    over_udp = caller.client.config.server.transport is Transport.UDP
+    if over_udp:
+        # What the kernel forwards leaves the sockets idle.
+        assert scene.has_own_socket(peer) is (busy and plane == "sockets")
+    if scene.words.ipv6 or (plane == "kernel" and over_udp):
+        # "IPv6 routers do not fragment", nor do others what has DF, which the kernel copies from
+        # the client's packet: the first datagram tells where the limit is.
         caller.send(peer, LARGE)
         assert caller.error() == (peer, scene.words.too_big)
-    # ChannelData has no DONT-FRAGMENT, so DF is 0.
+    # ChannelData has no DONT-FRAGMENT, so DF is 0 in what the sockets send.
     caller.send(peer, LARGE)
     assert sock.recv(2000) == LARGE
     # "The client is not obligated to use the channel when it exists" (section 12.5).

@@ -153,11 +153,14 @@ def announce(
     made_up: Credential | None,
     names: tuple[str, ...] = (),
     rendezvous: Sequence[str] = (),
+    dataplane: str = "",
 ) -> None:
-    """Print where turnd serves, and with ``made_up`` how to use it."""
+    """Print where turnd serves, how it relays, and with ``made_up`` how to use it."""
     for line in where_it_serves(serving):
         _print(console, line)
     _print(console, what_it_relays(plan))
+    if dataplane:
+        _print(console, f"relaying {dataplane}")
     if rendezvous:
         _print(console, f"rendezvous at {', '.join(rendezvous)}")
         _print(console, f"two machines meet here by: punch listen {meet(rendezvous, plan, names)}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stun.tls import CertificateProblem, ServerTls
 from turn.daemon.settings import Settings
@@ -44,6 +44,17 @@ class Certificate:
     def expiry(self) -> float | None:
         """When it expires (seconds since 1970); ``None`` without one."""
         return None if self.tls is None else self.tls.describe().not_after.timestamp()
+
+    def status(self) -> dict[str, Any] | None:
+        """Return what ``turnd check`` needs to know, as JSON; ``None`` without one."""
+        if self.tls is None:
+            return None
+        shown = self.tls.describe()
+        return {
+            "path": str(shown.path),
+            "names": list(shown.names),
+            "not_after": shown.not_after.timestamp(),
+        }
 
     def look(self, log: FilteringBoundLogger) -> None:
         """Take it anew if its files have changed, and say so."""

@@ -353,6 +353,7 @@ def check_status(status: Mapping[str, Any], *, now: float) -> Iterator[Finding]:
     )
     for warning in status["warnings"]:
         yield Finding(Level.WARNING, "turnd", warning)
+    yield from _check_dataplane(status.get("dataplane"))
     yield from _check_rendezvous(status.get("rendezvous"))
     yield from _check_certificate(status["certificate"], now)
     low, high = status["ports"]
@@ -364,6 +365,44 @@ def check_status(status: Mapping[str, Any], *, now: float) -> Iterator[Finding]:
             "widen --relay-ports",
         )
     yield from _kernel_limits()
+
+
+def _check_dataplane(dataplane: Mapping[str, Any] | None) -> Iterator[Finding]:
+    if dataplane is None:  # of a turnd that does not know of any but one
+        return
+    interfaces = ", ".join(dataplane["interfaces"])
+    if not dataplane["kernel"]:
+        sought = dataplane["wanted"] != "sockets"
+        yield Finding(
+            Level.WARNING if sought else Level.OK,
+            "data plane",
+            f"it relays with sockets: {dataplane['why']}",
+            'when that is mended: turnd reload; if it is meant: dataplane = "sockets"'
+            if sought
+            else "",
+        )
+    elif not interfaces:
+        yield Finding(
+            Level.WARNING,
+            "data plane",
+            "the kernel is to relay, and no interface is there that it could relay at",
+            "it takes Ethernet-like interfaces that are up; see `ip -brief link`",
+        )
+    else:
+        yield Finding(Level.OK, "data plane", f"it relays in the kernel, at {interfaces}")
+    for refusal in dataplane["refused"]:
+        yield Finding(
+            Level.WARNING,
+            "data plane",
+            f"what comes in by {refusal.replace(': ', ' is relayed with sockets: ', 1)}",
+            "`bpftool net` lists the programs that are on interfaces",
+        )
+    for why, count in dataplane["left"].items():
+        yield Finding(
+            Level.WARNING,
+            "data plane",
+            f"{count} channel{'s' * (count != 1)} so far left to the sockets: {why}",
+        )
 
 
 def _check_rendezvous(rendezvous: Mapping[str, Any] | None) -> Iterator[Finding]:

@@ -105,6 +105,15 @@ _CONFIGURATION: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("--relay-ports", "relay.ports", {
         "metavar": "LO-HI", "help": "Ports to relay from. Default: 49152-65535.",
     }),
+    ("--workers", "workers", {
+        "type": int, "metavar": "N",
+        "help": "Relay in N processes, one for each processor say. Default: 1.",
+    }),
+    ("--dataplane", "dataplane", {
+        "metavar": "auto|kernel|sockets",
+        "help": "Relay in the kernel (Linux 6.6, privileges): where that can be, or not start, or "
+        "never. Default: auto.",
+    }),
     ("--allow-peer", "peers.allow", {
         "multiple": True, "metavar": "CIDR", "help": "Peers that may be relayed to all the same.",
     }),
@@ -279,13 +288,28 @@ def _serve(given: Given) -> int:
     import asyncio
 
     from turn.aio import new_event_loop
+    from turn.daemon.capabilities import take_permitted
     from turn.daemon.service import Turnd
 
+    take_permitted()
+
     async def serve() -> None:
-        running = Turnd(given.load, config=given.path, on_ready=_announce, version=version())
+        running = kind(load, config=given.path, on_ready=_announce, version=version())
         await running.run()
 
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+    read = [given.load()]
+
+    def load() -> Settings:
+        # Not twice to begin with: a configuration may come through a pipe.
+        return read.pop() if read else given.load()
+
+    kind, loop = Turnd, new_event_loop
+    if read[0].workers > 1:
+        from turn.daemon.workers.supervisor import Supervisor
+
+        # It relays nothing: the loop that every program has does for it.
+        kind, loop = Supervisor, asyncio.new_event_loop
+    with asyncio.Runner(loop_factory=loop) as runner:
         runner.run(serve())
     return SERVED
 
@@ -303,6 +327,7 @@ def _announce(running: Turnd) -> bool:
         made_up=running.made_up,
         names=running.certificate_names(),
         rendezvous=_rendezvous(running.settings),
+        dataplane=str(running.forwarding),
     )
     sys.stdout.flush()
     return True
@@ -323,12 +348,14 @@ def _check_config(given: Given) -> int:
     from turn.daemon.addresses import local_addresses
     from turn.daemon.announce import what_it_relays
     from turn.daemon.config import effective
+    from turn.daemon.forwarding import would_relay
     from turn.daemon.plan import make_plan
 
     settings = given.load()
     plan = make_plan(settings, local_addresses())
     click.echo(effective(settings))
-    for line in (*_would_listen(plan), what_it_relays(plan)):
+    how = would_relay(settings.dataplane if settings.workers == 1 else "sockets")
+    for line in (*_would_listen(plan), what_it_relays(plan), how):
         click.echo(f"# {line}")
     if settings.rendezvous is not None:
         click.echo(f"# rendezvous at {settings.rendezvous}")

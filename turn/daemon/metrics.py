@@ -56,6 +56,10 @@ class Source(Protocol):
         """Return the driver's and the data plane's counts, in words."""
         ...
 
+    def kernel_routes(self) -> int | None:
+        """Return how many routes the kernel has; ``None`` where sockets relay alone."""
+        ...
+
     def certificate_expiry(self) -> float | None:
         """Return when the certificate expires (seconds since 1970); ``None`` without one."""
         ...
@@ -178,6 +182,16 @@ class TurndCollector:
             ("spares", "Sockets open for the next allocations.", metrics.spares),
         ):
             yield GaugeMetricFamily(f"turnd_{name}", text, value)
+        routes = self._source.kernel_routes()
+        yield GaugeMetricFamily(
+            "turnd_kernel_data_plane",
+            "1 where the kernel relays, 0 where sockets do alone.",
+            int(routes is not None),
+        )
+        if routes is not None:
+            yield GaugeMetricFamily(
+                "turnd_kernel_routes", "Channels that are relayed in the kernel.", routes
+            )
         expiry = self._source.certificate_expiry()
         if expiry is not None:
             yield GaugeMetricFamily(

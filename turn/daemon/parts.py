@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from stun.credentials import mint
 from stun.errors import UsageError
 from stun.nonce import NonceMaker
-from turn.daemon.admin import AdminSocket, Signpost, default_path
+from stun.sansio import Address
+from turn.daemon.admin import AdminSocket, Command, Signpost, default_path
 from turn.daemon.certificate import Certificate
 from turn.daemon.companion import RENDEZVOUS, Companion, Surroundings, load_companion
 from turn.daemon.metrics import MetricsServer, Source, registry
@@ -30,6 +31,7 @@ from turn.users.base import redacted
 from turn.users.cache import CachedUsers
 
 if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
     from prometheus_client.core import Metric
     from structlog.typing import FilteringBoundLogger
 
@@ -40,8 +42,16 @@ class Host(Operated, Source, Protocol):
     """What the parts need of the turnd that they belong to."""
 
     nonces: NonceMaker
-    settings: Settings
-    certificate: Certificate
+
+    @property
+    def settings(self) -> Settings:
+        """What it was told."""
+        ...
+
+    @property
+    def certificate(self) -> Certificate:
+        """What it serves TLS and DTLS with."""
+        ...
 
     @property
     def log(self) -> FilteringBoundLogger:
@@ -128,6 +138,9 @@ class Part:
 
 class Parts:
     """The parts of one turnd, which runs by the file ``config``, if by any."""
+
+    fleet = True
+    """Whether it speaks with the other servers of its realm itself."""
 
     def __init__(self, host: Host, config: Path | None = None) -> None:
         self._host = host
@@ -252,32 +265,40 @@ class Parts:
         await backend.changed()
         part.users, part.loader, part.url = users, loader, url
         self._beside(part, loader.run())
-        if where(url) is Where.REDIS:
-            from turn.users.fleet import FleetState
+        if self.fleet and where(url) is Where.REDIS:
+            await self._join_fleet(part, settings, health)
 
-            fleet = FleetState(
-                url,
-                settings.realm,
-                host.nonces,
-                counts=host.allocations_by_account,
-                elsewhere=host.elsewhere,
-                report=health.of("fleet"),
-            )
-            part.stack.push_async_callback(fleet.close)
-            await fleet.exchange()
-            self._beside(part, fleet.run())
+    async def _join_fleet(self, part: Part, settings: Settings, health: Health) -> None:
+        from turn.users.fleet import FleetState
+
+        url, host = settings.auth.store, self._host
+        assert url is not None
+        fleet = FleetState(
+            url,
+            settings.realm,
+            host.nonces,
+            counts=host.allocations_by_account,
+            elsewhere=host.elsewhere,
+            report=health.of("fleet"),
+        )
+        part.stack.push_async_callback(fleet.close)
+        await fleet.exchange()
+        self._beside(part, fleet.run())
 
     async def _metrics(self, part: Part, settings: Settings) -> None:
         assert settings.metrics.listen is not None
         figures = registry(self._host)
         figures.register(self)
-        server = MetricsServer(settings.metrics.listen, figures)
+        server = self._metrics_server(settings.metrics.listen, figures)
         await part.stack.enter_async_context(server)
+
+    def _metrics_server(self, listen: Address, figures: CollectorRegistry) -> MetricsServer:
+        return MetricsServer(listen, figures)
 
     async def _admin(self, part: Part, settings: Settings) -> None:
         path = _admin_key(settings)
         assert path is not None
-        socket = AdminSocket(path, commands(self._host))
+        socket = AdminSocket(path, self._commands())
         try:
             part.socket = await part.stack.enter_async_context(socket)
         except UsageError as error:
@@ -285,6 +306,9 @@ class Parts:
             if settings.admin.socket is not None:
                 raise
             self._host.warn(f"{error}; there is no admin socket")
+
+    def _commands(self) -> dict[str, Command]:
+        return commands(self._host)
 
     async def _rendezvous(self, part: Part, settings: Settings) -> None:
         wanted, before = settings.rendezvous, self._open.get("rendezvous")

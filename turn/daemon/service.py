@@ -18,29 +18,31 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import signal
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from stun.credentials import mint
 from stun.errors import DropReason, StunError, UsageError
 from stun.nonce import NonceMaker
-from stun.sansio import SECOND, Address, Cause, Instant
+from stun.sansio import SECOND, Address, Instant
 from stun.users import UserStore
 from turn.aio import RelayDriver
 from turn.daemon.addresses import Lister, changes, local_addresses, servable
-from turn.daemon.announce import advise, alternate_advice, ports_advice, relay_advice
+from turn.daemon.beforehand import CannotStart, check_machine, check_new
 from turn.daemon.certificate import Certificate
+from turn.daemon.configured import Configured, make_up_user, nonce_secret
+from turn.daemon.forwarding import Forwarding, open_forwarding
 from turn.daemon.limits import descriptor_warning, raise_descriptor_limit, rarely_collect_garbage
+from turn.daemon.listeners import Listeners
 from turn.daemon.logs import Journal, logger
 from turn.daemon.operations import Minted
 from turn.daemon.parts import Parts
-from turn.daemon.plan import Credential, Plan, make_plan, make_tokens, make_users, turn_uris
-from turn.daemon.probe import no_free_port, problem_with_listener, problem_with_relay
+from turn.daemon.plan import Credential, Plan, make_plan, make_users
 from turn.daemon.settings import Settings
 from turn.daemon.systemd import notify, reloading, watchdog_interval
 from turn.meter import Usage
@@ -63,10 +65,6 @@ WATCH: Final = 3.0
 
 FAREWELL: Final = 1.0
 """Seconds that connections get, when turnd stops, for what waits to be sent."""
-
-
-class CannotStart(StunError):
-    """turnd cannot serve: what is wrong and what to do, a line for each thing."""
 
 
 class Turnd:
@@ -94,33 +92,19 @@ class Turnd:
         self._on_ready = on_ready
         self._lister = lister
         self._watch = watch
-        self.settings = load()
-        self.made_up = None if self.settings.auth.anybody else make_up_user("user")
-        """The user of a configuration that has none."""
+        self._configured = Configured.read(load, lister)
+        self.forwarding = Forwarding("sockets", None, "it has not started")
+        """The data plane that it relays with."""
         # For ``turnd check``, which must work whoever the users are; only the admin socket tells.
         self._probe = make_up_user("check")
-        self._addresses = lister()
-        self.plan: Plan = make_plan(self.settings, self._addresses)
-        self.certificate = Certificate(self.settings)
-        self.serving: dict[tuple[str, Address], Serving] = {}
-        """Listeners that are open, by protocol ("udp" or "tcp") and local address."""
-        self._failures: list[CannotServe] = []
-        # Listeners that could not be had, to be tried again.
-        self._missing: set[Address] = set()
-        self._log = logger(self.settings.log.format, self.settings.log.level)
-        self._journal = Journal(self._log, self.settings.log.level)
+        self._listeners = Listeners()
+        self._open_log()
         self.nonces = NonceMaker(
-            [_nonce_secret(self.settings)], lifetime=self.settings.auth.nonce_lifetime
+            [nonce_secret(self.settings)], lifetime=self.settings.auth.nonce_lifetime
         )
         self._parts = Parts(self, config)
         self._users = self._make_users()
-        self._server = Server(
-            self.plan.config,
-            self._users,
-            self.nonces,
-            entropy=os.urandom,
-            tokens=make_tokens(self.settings),
-        )
+        self._server = self._make_server()
         self._driver = RelayDriver(
             self._server,
             server_tls=self.certificate.tls,
@@ -128,29 +112,72 @@ class Turnd:
             proxies=self.plan.proxies,
         )
         self._unix_epoch = 0
-        self._starting = True
         self._stopping = asyncio.Event()
         self._draining = False
         self._crash: BaseException | None = None
         self._reloads = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
 
+    def _make_server(self) -> Server:
+        return Server(
+            self.plan.config,
+            self._users,
+            self.nonces,
+            entropy=os.urandom,
+            tokens=self._configured.tokens,
+        )
+
+    # What is in force. ----------------------------------------------------------------------------
+
+    @property
+    def settings(self) -> Settings:
+        """What it was told."""
+        return self._configured.settings
+
+    @property
+    def plan(self) -> Plan:
+        """What that means on this machine."""
+        return self._configured.plan
+
+    @property
+    def certificate(self) -> Certificate:
+        """What it serves TLS and DTLS with."""
+        return self._configured.certificate
+
+    @property
+    def made_up(self) -> Credential | None:
+        """The user of a configuration that has none."""
+        return self._configured.made_up
+
+    @property
+    def serving(self) -> Mapping[tuple[str, Address], Serving]:
+        """Listeners that are open, by protocol ("udp" or "tcp") and local address."""
+        return self._listeners.serving
+
+    def _open_log(self) -> None:
+        form, level = self.settings.log.format, self.settings.log.level
+        self._log = logger(form, level)
+        self._journal = Journal(self._log, level)
+
     # The whole of its life. -----------------------------------------------------------------------
 
     async def run(self) -> None:
         """Serve until a signal, or until drained.  Raises ``StunError`` if it cannot."""
         limit = raise_descriptor_limit()
-        _check_machine(self.plan)
+        check_machine(self.plan)
         try:
+            self.forwarding = open_forwarding(self.settings.dataplane, self.plan.config)
             await self._parts.open(self.settings)
             self._parts.commit()
             async with self._driver:
+                self._relay()
                 self._users = self._make_users()
                 self._server.reconfigure(self.plan.config, self._users, self.now())
                 self._set_clock()
                 self._server.start(self.now())
                 self._driver.flush()
-                self._check_started()
+                for line in self._listeners.check_started(self.plan, partial=self.settings.partial):
+                    self.warn(line)
                 rarely_collect_garbage()
                 self._add_signals()
                 warning = descriptor_warning(self.plan.config, limit)
@@ -172,29 +199,13 @@ class Turnd:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
             await self._parts.close()
+            self.forwarding.close()
         if self._crash is not None:
             raise self._crash
 
     def _make_users(self) -> UserStore:
         more = [self._probe] if self.made_up is None else [self._probe, self.made_up]
         return make_users(self.settings, more, self._parts.users, self._parts.made_up)
-
-    def _check_started(self) -> None:
-        """Raise if listeners are missing that must not be."""
-        self._starting = False
-        grave = [failure for failure in self._failures if not self._may_be_missing(failure)]
-        words = advise(grave, self.plan.passing)
-        if grave and not (self.settings.partial and self.serving):
-            raise CannotStart("\n".join(words))
-        for line in words:
-            self.warn(line)
-        self._missing.update(failure.local for failure in self._failures)
-        if not self.serving:
-            raise CannotStart("no listener could be opened: there is nothing to serve")
-
-    def _may_be_missing(self, failure: CannotServe) -> bool:
-        """Whether it is an address behind a wildcard that has gone, or is not ready yet."""
-        return failure.local in self.plan.passing and failure.cause is Cause.ADDRESS_NOT_AVAILABLE
 
     def _add_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -262,13 +273,10 @@ class Turnd:
             case LookUp():
                 self._parts.take(event)
             case Serving():
-                self.serving[event.transport.protocol, event.local] = event
+                self._listeners.opened(event)
             case CannotServe():
-                self.serving.pop((event.transport.protocol, event.local), None)
-                if self._starting:
-                    self._failures.append(event)
+                if self._listeners.lost(event):
                     return
-                self._missing.add(event.local)
             case Drained():
                 self.stop()
             case _:
@@ -329,13 +337,10 @@ class Turnd:
             addresses = self._lister()
         except StunError:
             return  # nothing is known to have changed
-        before, after = servable(self._addresses), servable(addresses)
-        there_again = {
-            at.local
-            for at in self.plan.config.listeners
-            if at.local in self._missing and problem_with_listener(at) is None
-        }
-        if set(addresses) == set(self._addresses) and not there_again:
+        known = self._configured.addresses
+        before, after = servable(known), servable(addresses)
+        there_again = self._listeners.there_again(self.plan)
+        if set(addresses) == set(known) and not there_again:
             return
         try:
             plan = make_plan(self.settings, addresses)
@@ -343,21 +348,19 @@ class Turnd:
             # All addresses gone: the cable is out.  What is served stays; it may come back.
             if set(before) != set(after):
                 self._log.warning("this machine's addresses have changed", problem=str(error))
-            self._addresses = addresses
+            self._configured = replace(self._configured, addresses=addresses)
             return
         words = list(changes(before, after))
-        self._addresses = addresses
-        self._missing -= there_again
-        changed = self._go_over(plan, self._users)
+        self._configured = replace(self._configured, addresses=addresses, plan=plan)
+        self._listeners.forgive(there_again)
+        changed = self._put_in_force()
         if words or changed:
             self._log.info("addresses have changed", what="; ".join([*words, *changed]))
 
-    def _go_over(self, plan: Plan, users: UserStore) -> list[str]:
-        """Put a plan in force; return what changed, in words."""
-        self.plan = plan
-        wanted = {(at.transport.protocol, at.local) for at in plan.config.listeners}
-        self.serving = {key: value for key, value in self.serving.items() if key in wanted}
-        changed = self._server.reconfigure(plan.config, users, self.now())
+    def _put_in_force(self) -> list[str]:
+        """Have the server machine go over to the plan; return what changed, in words."""
+        self._listeners.go_over(self.plan)
+        changed = self._server.reconfigure(self.plan.config, self._users, self.now())
         self._driver.flush()
         return changed
 
@@ -392,12 +395,7 @@ class Turnd:
 
         ``host``: those alone that are at this local address, if there are any.
         """
-        there = set(self.serving)
-        listeners = [
-            at for at in self.plan.config.listeners if (at.transport.protocol, at.local) in there
-        ]
-        listeners = [at for at in listeners if at.local.host == host] or listeners
-        return turn_uris(listeners, self.certificate_names())
+        return self._listeners.uris(self.plan, self.certificate_names(), host)
 
     def certificate_names(self) -> tuple[str, ...]:
         """Return the names that the certificate is for."""
@@ -432,78 +430,61 @@ class Turnd:
         return changed
 
     async def _reload(self) -> list[str]:
-        settings = self._load()
-        made_up = None if settings.auth.anybody else self.made_up or make_up_user("user")
-        addresses = self._lister()
-        plan = make_plan(settings, addresses)
-        certificate = Certificate(settings)
-        tokens = make_tokens(settings)
-        self._check_new(plan)
-        await self._parts.open(settings)
-        if self._stopping.is_set():
-            await self._parts.abandon()
-            raise CannotStart("turnd is stopping")
+        wanted = Configured.read(self._load, self._lister, self.made_up)
+        self._check_new(wanted.plan)
+        forwarding = self.forwarding.follow(wanted.settings.dataplane, wanted.plan.config)
+        try:
+            await self._parts.open(wanted.settings)
+            if self._stopping.is_set():
+                await self._parts.abandon()
+                raise CannotStart("turnd is stopping")
+        except BaseException:
+            if forwarding.kernel is not self.forwarding.kernel:
+                forwarding.close()
+            raise
         # Nothing below fails, and nothing of it waits.
-        before, certificate_before = self.settings, self.certificate.fingerprint
-        self.settings, self.made_up, self._addresses = settings, made_up, addresses
-        self.certificate = certificate
+        before, self._configured = self._configured, wanted
+        settings, old = wanted.settings, before.settings
         replaced = self._parts.commit()
-        changed = []
-        if certificate.fingerprint != certificate_before:
-            changed.append(f"certificate: {certificate}")
-        if settings.tls and before.tls and settings.tls.minimum != before.tls.minimum:
-            changed.append(f"TLS {settings.tls.minimum} and later")
-        if plan.proxies != self.plan.proxies:
-            trusted = {host for networks in plan.proxies.values() for host in networks}
-            changed.append(f"proxies: {', '.join(sorted(trusted)) or 'none'}")
-        self._driver.serve_with(certificate.tls, plan.proxies)
-        self._server.set_tokens(tokens)
-        if settings.log != before.log:
-            self._log = logger(settings.log.format, settings.log.level)
-            self._journal = Journal(self._log, settings.log.level)
-            changed.append(f"log: {settings.log.format}, {settings.log.level}")
-        if settings.auth.nonce_secret != before.auth.nonce_secret:
+        changed = list(wanted.changes(before))
+        self._driver.serve_with(wanted.certificate.tls, wanted.plan.proxies)
+        self._server.set_tokens(wanted.tokens)
+        if settings.log != old.log:
+            self._open_log()
+        if settings.auth.nonce_secret != old.auth.nonce_secret:
             # What was made with the old one is good for as long as it would have been.
-            self.nonces.rotate([_nonce_secret(settings), *self.nonces.secrets[:1]])
-            changed.append("nonces: another secret")
-        if settings.auth.nonce_lifetime != before.auth.nonce_lifetime:
-            self.nonces.lifetime = settings.auth.nonce_lifetime
-            changed.append(f"nonces live {self.nonces.lifetime} s")
-        if settings.auth.oauth != before.auth.oauth:
-            changed.append("access tokens: " + ("none" if tokens is None else "other keys"))
-        if settings.who != before.who:
+            self.nonces.rotate([nonce_secret(settings), *self.nonces.secrets[:1]])
+        self.nonces.lifetime = settings.auth.nonce_lifetime
+        if settings.who != old.who:
             self._users = self._make_users()
-        self._missing.clear()
-        changed += self._go_over(plan, self._users)
-        for old, new in replaced:
+        changed += self._go_over(forwarding)
+        self._listeners.forgive()
+        changed += self._put_in_force()
+        for gone, new in replaced:
             changed.append(f"{new.name}: {new.words}")
             # Beside, for whoever asked for this may be waiting at the very socket that goes.
-            self.spawn(old.stack.aclose())
+            self.spawn(gone.stack.aclose())
         return changed
 
     def _check_new(self, plan: Plan) -> None:
-        """Raise if what is new in a plan cannot be had."""
-        there = {(at.transport.protocol, at.local) for at in self.plan.config.listeners}
-        problems = [
-            problem
-            for at in plan.config.listeners
-            if (at.transport.protocol, at.local) not in there
-            and (problem := problem_with_listener(at)) is not None
-            and not (at.local in plan.passing and problem.cause is Cause.ADDRESS_NOT_AVAILABLE)
-        ]
-        if problems:
-            raise CannotStart("\n".join(advise(problems, plan.passing)))
-        if (plan.config.relays, plan.config.ports) != (
-            self.plan.config.relays,
-            self.plan.config.ports,
-        ):
-            _check_machine(plan)
+        check_new(plan, self.plan)
+
+    def _go_over(self, forwarding: Forwarding) -> list[str]:
+        """Relay with another data plane from now on; say so."""
+        before, self.forwarding = self.forwarding, forwarding
+        if (forwarding.kernel, forwarding.why) == (before.kernel, before.why):
+            return []
+        self._relay()
+        return [f"relays {forwarding}"]
+
+    def _relay(self) -> None:
+        self._driver.use_kernel(self.forwarding.kernel)
+        if self.forwarding.detail:
+            self._log.debug("no relaying in the kernel", detail=self.forwarding.detail)
 
     def status(self) -> dict[str, Any]:
         """Return what ``turnd check`` needs to know, as JSON."""
         config = self.plan.config
-        tls = self.certificate.tls
-        certificate = None if tls is None else tls.describe()
         return {
             "version": self.version,
             "realm": config.realm,
@@ -514,13 +495,8 @@ class Turnd:
             "uris": self.uris(),
             "relays": [[relay.local, relay.advertised] for relay in config.relays],
             "ports": list(config.ports),
-            "certificate": None
-            if certificate is None
-            else {
-                "path": str(certificate.path),
-                "names": list(certificate.names),
-                "not_after": certificate.not_after.timestamp(),
-            },
+            "certificate": self.certificate.status(),
+            "dataplane": self.forwarding.status(),
             "draining": self._draining,
             "warnings": list(self.plan.warnings),
             "rendezvous": self._parts.rendezvous_status(),
@@ -529,19 +505,18 @@ class Turnd:
         }
 
     def _places(self) -> dict[str, str]:
-        """Say where it serves and relays from, as fields of a log line."""
-        places: dict[str, list[str]] = {}
-        for one in self.serving.values():
-            places.setdefault(one.transport.value.lower(), []).append(str(one.local))
-        fields = {transport: " ".join(where) for transport, where in places.items()}
+        """Say where it serves and relays from, and how, as fields of a log line."""
+        fields = self._listeners.places()
         relays = [f"{relay.local}={relay.advertised}" for relay in self.plan.config.relays]
         if self.settings.rendezvous is not None:
             fields["rendezvous"] = str(self.settings.rendezvous)
         low, high = self.plan.config.ports
-        return {**fields, "relays": " ".join(relays), "ports": f"{low}-{high}"}
+        fields |= {"relays": " ".join(relays), "ports": f"{low}-{high}"}
+        return fields | {"dataplane": str(self.forwarding)}
 
     def _status_line(self) -> str:
-        return f"{len(self.serving)} listeners, realm {self.settings.realm}"
+        serving = f"{len(self.serving)} listeners, realm {self.settings.realm}"
+        return f"{serving}, relays {self.forwarding}"
 
     # What the metrics show: turn.daemon.metrics.Source. -------------------------------------------
 
@@ -563,6 +538,10 @@ class Turnd:
         """Return the driver's and the data plane's counts, in words."""
         return self._driver.counters
 
+    def kernel_routes(self) -> int | None:
+        """Return how many routes the kernel has; ``None`` where sockets relay alone."""
+        return None if self.forwarding.kernel is None else len(self.forwarding.kernel)
+
     def lookups(self) -> Mapping[str, int] | None:
         """Return what became of questions to the users' database; ``None`` without one."""
         return self._parts.lookups()
@@ -570,30 +549,3 @@ class Turnd:
     def certificate_expiry(self) -> float | None:
         """Return when the certificate expires (seconds since 1970); ``None`` without one."""
         return self.certificate.expiry
-
-
-def make_up_user(kind: str) -> Credential:
-    """Return a user whose password nobody can guess."""
-    return Credential(f"{kind}-{secrets.token_hex(3)}", secrets.token_urlsafe(15))
-
-
-def _check_machine(plan: Plan) -> None:
-    """Raise :class:`CannotStart` if nothing could be relayed, or nothing discovered."""
-    wrong = []
-    for relay in plan.config.relays:
-        problem = problem_with_relay(relay.local)
-        if problem is not None:
-            wrong.append(relay_advice(relay, problem))
-        elif no_free_port(relay.local, plan.config.ports, secrets.randbelow):
-            wrong.append(ports_advice(relay.local, plan.config.ports))
-    for _, alternate in plan.config.discovery:
-        problem = problem_with_relay(alternate.host)
-        if problem is not None:
-            wrong.append(alternate_advice(alternate.host, problem))
-    if wrong:
-        raise CannotStart("\n".join(wrong))
-
-
-def _nonce_secret(settings: Settings) -> bytes:
-    secret = settings.auth.nonce_secret
-    return secrets.token_bytes(32) if secret is None else secret.text.encode()

@@ -351,6 +351,11 @@ class Settings(_Table):
     """Where new clients are sent with 300 (Try Alternate), in turn."""
     partial: bool = False
     """Serve even when some listeners cannot be had."""
+    workers: Annotated[int, Field(ge=1, le=64)] = 1
+    """Processes that relay, beside one that looks after them (:mod:`turn.daemon.workers`); 1: it is
+    all one process."""
+    dataplane: Literal["auto", "kernel", "sockets"] = "auto"
+    """Relay in the kernel: where that can be, always (or not start), never."""
     idle: Seconds = 60
     """A connection without an allocation is closed after this long without a request."""
     listen: Annotated[tuple[Listen, ...], Field(strict=False)] = ()
@@ -381,6 +386,15 @@ class Settings(_Table):
             return Profile.OPAQUE_STRING.prepare(realm)
         except (StringError, UsageError) as error:
             raise ValueError(str(error)) from None
+
+    @model_validator(mode="after")
+    def _workers_have_sockets(self) -> Settings:
+        if self.workers > 1 and self.dataplane == "kernel":
+            raise ValueError(
+                f'workers = {self.workers} with dataplane = "kernel": several workers relay with '
+                "sockets; the kernel's data plane uses all processors with one"
+            )
+        return self
 
     @model_validator(mode="after")
     def _tls_has_a_certificate(self) -> Settings:

@@ -9,8 +9,10 @@ up to the machine unchanged.  It builds no protocol objects on the way.
 Bounds that every data plane keeps:
 
 * nothing is forwarded on a route at or after ``expires``, however long ago the machine last ran;
-* every forwarded packet is taken from the route's meter first, and counted in its usage;
-* after :meth:`DataPlane.remove` has returned not one packet more passes.
+* every forwarded packet is taken from the route's meter first, or from the rates behind it, and
+  counted in its usage, as :attr:`turn.meter.Meter.collect` has it;
+* after :meth:`DataPlane.remove` has returned not one packet more passes; in the kernel, one for
+  each CPU at most, which was looked up before.
 """
 
 from __future__ import annotations
@@ -77,4 +79,12 @@ class DataPlane(Protocol):
 
     def counters(self) -> Mapping[str, int]:
         """Return what was forwarded and dropped since the start, in words for a person."""
+        ...
+
+
+class FastPlane(DataPlane, Protocol):
+    """A data plane beside the sockets that sees packets first; what it passes up comes to them."""
+
+    def too_big(self, local: Address, remote: Address, mtu: int) -> None:
+        """Take note of an MTU on the way from ``local`` to ``remote`` that ICMP has told of."""
         ...

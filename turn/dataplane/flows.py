@@ -96,28 +96,59 @@ def set_dont_fragment(sock: socket.socket, *, ipv6: bool, on: bool) -> None:
 
 
 class Listener:
-    """A socket that clients send to, bound to one address."""
+    """A socket that clients send to, bound to one address; ``sock`` if that is done already."""
 
-    __slots__ = ("handle", "ipv6", "is_open", "local", "outbox", "routes", "security", "sock")
+    __slots__ = ("handle", "ipv6", "is_open", "local", "may_join", "outbox", "routes",
+                 "security", "sock")  # fmt: skip
 
-    def __init__(self, handle: Handle, local: Address, security: Security) -> None:
+    def __init__(
+        self,
+        handle: Handle,
+        local: Address,
+        security: Security,
+        *,
+        may_join: bool = True,
+        sock: socket.socket | None = None,
+    ) -> None:
+        bound = sock is not None
         self.handle = handle
+        self.may_join = may_join
+        """Whether the kernel may be asked to join datagrams, here and on flows."""
         self.ipv6 = local.is_ipv6
         self.security = security
-        self.sock = sock = open_socket(local)
+        self.sock = sock = open_socket(local) if sock is None else sock
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LISTENER_BUFFER)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LISTENER_BUFFER)
-            sock.bind(to_sockaddr(local))
+            if not bound:
+                sock.bind(to_sockaddr(local))
             self.local = from_sockaddr(sock.getsockname())
         except BaseException:
             sock.close()
             raise
         self.outbox = Outbox(sock)
-        join_received(sock)
+        if may_join:
+            join_received(sock)
         self.routes: dict[bytes, Flow] = {}
         """By the client's name (:func:`turn.dataplane.mmsg.pack_name`) and the channel number."""
         self.is_open = True
+
+    def let_join(self, may: bool) -> None:
+        """Have the kernel join datagrams from now on, here and on flows, or no longer."""
+        if may == self.may_join:
+            return
+        self.may_join = may
+        join_received(self.sock, on=may)
+        for flow in self.routes.values():
+            if not may and flow.sock is not None and flow.joins == JOINS:
+                join_received(flow.sock, on=False)
+                flow.joins = WAS_JOINING
+
+    def count(self, counts: Counter[str]) -> None:
+        """Add what was sent here, and what could not be."""
+        counts["datagrams sent"] += self.outbox.sent
+        for code, count in self.outbox.refused.items():
+            counts[f"not sent: {why(code)}"] += count
 
     def close(self) -> None:
         """Close the descriptor."""
@@ -228,7 +259,7 @@ class Flow(Destination):
         assert self.sock is not None
         if packets >= WORTHWHILE:
             self.backoff, self.lonely = 4, 0
-            if self.joins != JOINS and join_received(self.sock):
+            if self.joins != JOINS and self.listener.may_join and join_received(self.sock):
                 self.joins = JOINS
         elif self.joins == JOINS:
             self.lonely += 1

@@ -8,6 +8,9 @@ it was read.  Datagrams of one flow that were read together leave together, as o
 datagram (GSO).  In the other direction ChannelData's header is written before the datagram, where
 room was left for it, and what goes to all clients leaves with one system call for each listener.
 
+Where there is a faster plane (:mod:`turn.dataplane.kernel`), that gets the same routes, and here
+comes what it passes up.  Datagrams are then not joined on the way in, for it takes none apart.
+
 A miss is given to the machine.  Bare Binding requests, of which a public server gets more than of
 anything else, become their answers where they lie, a batch at a time.
 
@@ -18,9 +21,8 @@ from __future__ import annotations
 
 import socket
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from mmap import mmap
-from typing import TYPE_CHECKING, Final, Protocol
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Final
 
 from stun.datagrams import Core, UdpDatagrams, is_encrypted
 from stun.icmp import read_errors
@@ -35,11 +37,13 @@ from stun.sansio import (
     OpenUdp,
     Received,
     Security,
+    SocketEvent,
     Transmit,
     Undeliverable,
 )
 from stun.sockaddr import cause_of_bind, detail_of, from_sockaddr, is_wildcard
-from turn.dataplane.base import Route, RouteKey
+from turn.dataplane.base import FastPlane, Route, RouteKey
+from turn.dataplane.bindings import Bindings
 from turn.dataplane.bursts import take_burst
 from turn.dataplane.flows import (
     BUSY_SHARE,
@@ -53,6 +57,7 @@ from turn.dataplane.flows import (
 )
 from turn.dataplane.mmsg import Inbox
 from turn.dataplane.names import NAME_SIZE, pack_name, unpack_name
+from turn.dataplane.overhearing import Overhearing
 from turn.dataplane.successive import Successive
 from turn.dataplane.wakeups import READY, Events, Wakeups
 
@@ -76,28 +81,12 @@ _BARE_SIZE = 20
 _NAME_V4 = 14
 
 
-class Bindings(Protocol):
-    """Answers bare Binding requests in the machine's place; see :class:`stun.responder.Responder`.
-
-    ``None`` instead of an answer, or of answers: that is for the machine.
-    """
-
-    def bare(self, data: bytes, packed: bytes, now: Instant) -> bytes | None:
-        """Return the answer to one; no octets: none is due."""
-        ...
-
-    def bare_in_place(
-        self, memory: mmap, starts: Sequence[int], now: Instant, *, ipv6: bool
-    ) -> list[int] | None:
-        """Turn many into their answers in memory; return where those are that are due."""
-        ...
-
-
 class SocketPlane:
     """A :class:`stun.datagrams.Datagrams` that is a :class:`turn.dataplane.base.DataPlane` too.
 
     ``bindings`` answers bare Binding requests; ``observe`` is given how long each datagram took, in
-    nanoseconds, that was passed to the machine.
+    nanoseconds, that was passed to the machine.  ``fast`` sees packets before this one does, and is
+    told of each route and its end.
     """
 
     def __init__(
@@ -106,8 +95,12 @@ class SocketPlane:
         *,
         bindings: Bindings | None = None,
         observe: Callable[[int], None] | None = None,
+        fast: FastPlane | None = None,
     ) -> None:
         self._core = core
+        self._fast = fast
+        self.given: Callable[[Address], socket.socket | None] = lambda _: None
+        """Returns the bound socket of a listener where it is not to be made here."""
         self._bindings = bindings
         self._observe = observe
         self._listeners: dict[Handle, Listener] = {}
@@ -116,7 +109,8 @@ class SocketPlane:
         self._by_fd: dict[int, Flow | Listener | Relay] = {}
         self._flows: dict[RouteKey, Flow] = {}
         # A wildcard listener must learn from the kernel where each datagram was sent to.
-        self._wildcards = UdpDatagrams(core)
+        self._overheard = Overhearing(core, self._heard)
+        self._wildcards = UdpDatagrams(self._overheard)
         self._inbox = Inbox()
         self._inbox6: Inbox | None = None
         self._peers = Inbox(128, named=False)
@@ -134,6 +128,21 @@ class SocketPlane:
         """
         self._wakeups.share(selector, fail)
 
+    def relay_beside(self, fast: FastPlane | None) -> None:
+        """Have this faster plane see packets first from now on, or none; it learns every route.
+
+        The one before has been closed.  Routes of wildcard listeners, which are not known here,
+        come to the new one when they are renewed.
+        """
+        before, self._fast = self._fast, fast
+        if before is not None:
+            self._counts.update(before.counters())
+        for listener in self._listeners.values():
+            listener.let_join(fast is None)
+        if fast is not None:
+            for flow in self._flows.values():
+                fast.install(flow.route, flow.expires)
+
     # Sockets. -------------------------------------------------------------------------------------
 
     def open(self, order: OpenUdp) -> Opened | Closed:
@@ -144,7 +153,13 @@ class SocketPlane:
         try:
             port: Listener | Relay
             if order.serves or order.security is not Security.NONE:
-                port = self._listeners[handle] = Listener(handle, local, order.security)
+                port = self._listeners[handle] = Listener(
+                    handle,
+                    local,
+                    order.security,
+                    may_join=self._fast is None,
+                    sock=self.given(local),
+                )
             else:
                 port = self._relays[handle] = Relay(handle, local)
         except OSError as error:
@@ -165,7 +180,7 @@ class SocketPlane:
             for flow in [*port.routes.values()]:
                 self.remove(flow.route.key)
             port.outbox.flush()
-            self._count_outbox(self._counts, port)
+            port.count(self._counts)
         else:
             return self._wildcards.shut(handle)
         del self._from[port.local]
@@ -194,11 +209,14 @@ class SocketPlane:
         """Forward on ``route`` until ``expires``; a known key gets the new bound."""
         key = route.key
         flow = self._flows.get(key)
-        if flow is not None:
-            if flow.route is route:
-                flow.expires = expires
-                return
+        if flow is not None and flow.route is not route:
             self.remove(key)
+            flow = None
+        if self._fast is not None:
+            self._fast.install(route, expires)
+        if flow is not None:
+            flow.expires = expires
+            return
         listener, relay = self._from.get(key.server), self._from.get(route.relay)
         if type(listener) is not Listener or type(relay) is not Relay:
             # On a wildcard listener, say: the machine relays by itself.
@@ -217,6 +235,8 @@ class SocketPlane:
 
     def remove(self, key: RouteKey) -> None:
         """Forward no longer on ``key``."""
+        if self._fast is not None:
+            self._fast.remove(key)
         flow = self._flows.pop(key, None)
         if flow is None:
             return
@@ -515,7 +535,11 @@ class SocketPlane:
             sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         for error in errors:
             self._wakeups.asked = True
-            self._core.tell(Undeliverable(local, *error))
+            self._overheard.tell(Undeliverable(local, *error))
+
+    def _heard(self, event: SocketEvent) -> None:
+        if self._fast is not None and isinstance(event, Undeliverable) and event.info:
+            self._fast.too_big(event.local, event.destination, event.info)
 
     # What the machine sends. ----------------------------------------------------------------------
 
@@ -553,23 +577,22 @@ class SocketPlane:
     # Counting. ------------------------------------------------------------------------------------
 
     def counters(self) -> Mapping[str, int]:
-        """Return what was received, sent and refused since the start."""
+        """Return what was received, sent and refused since the start.
+
+        What a faster plane has forwarded was never received or sent here: it is told apart.
+        """
         counts = Counter(self._counts)
+        if self._fast is not None:
+            counts.update(self._fast.counters())
         counts.update(self._wildcards.counters())
         counts["datagrams received"] += self.received
         counts["datagrams sent"] += self._successive.sent + self.to_peers
         counts["forwarded to peers"] += self.to_peers
         counts["forwarded to clients"] += self.to_clients
         for listener in self._listeners.values():
-            self._count_outbox(counts, listener)
+            listener.count(counts)
         for code, count in self._refused.items():
             counts[f"not sent: {why(code)}"] += count
         for words, count in self._successive.faulty.items():
             counts[f"not sent: {words}"] += count
         return counts
-
-    @staticmethod
-    def _count_outbox(counts: Counter[str], listener: Listener) -> None:
-        counts["datagrams sent"] += listener.outbox.sent
-        for code, count in listener.outbox.refused.items():
-            counts[f"not sent: {why(code)}"] += count

@@ -505,7 +505,7 @@ class Allocator:
     def _reserve(self, relay: Relay, opening: _Opening, now: Instant) -> bytes:
         """Hold an open port for whoever brings the token."""
         core = self._core
-        token = core.entropy(8)
+        token = core.name(8)
         host = opening.request.flow.client.host
         reservation = Reservation(token, relay, opening.account, host)
         self._reservations[token] = reservation

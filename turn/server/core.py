@@ -32,6 +32,7 @@ from turn.server.policy import Verdict, parse_network
 from turn.server.ports import PortRange
 from turn.server.quota import Quotas
 from turn.server.replay import Replay
+from turn.server.siblings import Siblings
 
 LONGEST_REQUEST: Final = 4096
 """Octets of a message from a client that has not proved who it is; no request is longer.  So that
@@ -88,9 +89,12 @@ class Connection:
 class Core:
     """The tables, the queue and the answers.  Implements :class:`turn.server.hosting.Hosting`."""
 
-    def __init__(self, config: ServerConfig, *, entropy: Entropy) -> None:
+    def __init__(
+        self, config: ServerConfig, *, entropy: Entropy, siblings: Siblings | None = None
+    ) -> None:
         self.config = config
         self.entropy = entropy
+        self.siblings = siblings
         self.outbox: deque[Output | ServerEvent | RouteOrder] = deque()
         self.drops: Counter[DropReason] = Counter()
         self.metrics = Metrics()
@@ -111,6 +115,9 @@ class Core:
         """The same two of TCP allocations.  They are apart because ports are: a client that has the
         UDP port of a number has no right to the TCP port, which any program of this host may have.
         """
+        self.visited: dict[Address, set[Channel]] = {}
+        """Channels that the data plane forwards to siblings' relayed transport addresses, by where
+        those are bound."""
         self.expiry: Expiry[Expiring] = Expiry()
         self.replay = Replay()
         self.streams: Streams | None = None
@@ -120,7 +127,7 @@ class Core:
         self._software = b""
         self.apply(config)
         self.ports = PortRange(*config.ports, entropy)
-        self.quotas = Quotas(config.limits)
+        self.quotas = Quotas(config.limits, siblings)
 
     def apply(self, config: ServerConfig) -> None:
         """Go on by another configuration."""
@@ -132,6 +139,8 @@ class Core:
             for family, ipv6 in FAMILIES.items()
         }
         """Where relayed transport addresses of a family may be."""
+        self._bound = {relay.advertised: relay.local for relay in config.relays}
+        self._seen = {relay.local: relay.advertised for relay in config.relays}
         self._own = frozenset(
             relay.advertised
             for relay in config.relays
@@ -156,6 +165,15 @@ class Core:
         """Return a number for a socket."""
         return next(self._numbers)
 
+    def name(self, size: int) -> bytes:
+        """Return octets that nobody can guess; of siblings, the first is the number of this one.
+
+        So whichever of them a client shows it to knows whose it is.
+        """
+        if self.siblings is None:
+            return self.entropy(size)
+        return bytes((self.siblings.number,)) + self.entropy(size - 1)
+
     def drop(self, reason: DropReason) -> None:
         """Count what was discarded."""
         self.drops[reason] += 1
@@ -178,17 +196,35 @@ class Core:
         What goes there stays among clients, so it does not matter if those hosts are private ones;
         what the operator denies is denied all the same.
         """
-        return self._verdict(peer, self.relayed)
+        return self._verdict(peer, self.relayed, tcp=False)
 
     def verdict(self, peer: Address) -> Verdict:
         """Say the same of connections with a peer."""
-        return self._verdict(peer, self.tcp_relayed)
+        return self._verdict(peer, self.tcp_relayed, tcp=True)
 
-    def _verdict(self, peer: Address, relayed: Mapping[Address, Relay]) -> Verdict:
+    def _verdict(self, peer: Address, relayed: Mapping[Address, Relay], *, tcp: bool) -> Verdict:
         verdict = self.config.policy.check(peer.host)
-        if not verdict.allowed and peer in relayed and peer.host in self._own:
-            return _OF_RELAY
-        return verdict
+        if verdict.allowed or peer.host not in self._own:
+            return verdict
+        known = peer in relayed or self.of_sibling(peer, tcp=tcp) is not None
+        return _OF_RELAY if known else verdict
+
+    def of_sibling(self, peer: Address, *, tcp: bool = False) -> Address | None:
+        """Return where a peer is bound that is a sibling's relayed transport address."""
+        if self.siblings is None or (host := self._bound.get(peer.host)) is None:
+            return None
+        local = Address(host, peer.port)
+        return local if self.siblings.has(local, tcp=tcp) else None
+
+    def as_seen(self, source: Address, *, tcp: bool = False) -> Address:
+        """Return the address that clients know a sibling's relayed transport address by.
+
+        What is none is returned as it is.
+        """
+        if self.siblings is None or (host := self._seen.get(source.host)) is None:
+            return source
+        same = host == source.host or not self.siblings.has(source, tcp=tcp)
+        return source if same else Address(host, source.port)
 
     def reach(self, peer: Address) -> Address | None:
         """Return where datagrams for a peer go; ``None`` where it may not be sent any.
@@ -197,21 +233,24 @@ class Core:
         front of this server need not turn round what the server sends to itself.
         """
         other = self.relayed.get(peer)
-        if other is not None and peer.host in self._own:
-            return other.local
+        local = self.of_sibling(peer) if other is None else other.local
+        if local is not None and peer.host in self._own:
+            return local
         if not self.config.policy.check(peer.host).allowed:
             return None
-        return peer if other is None else other.local
+        return peer if local is None else local
 
     def located(self, peer: Address) -> Address:
         """Return where a peer is reached from here by TCP."""
         other = self.tcp_relayed.get(peer)
-        return peer if other is None else other.local
+        if other is None:
+            return self.of_sibling(peer, tcp=True) or peer
+        return other.local
 
     def announced(self, source: Address) -> Address:
         """Return the address that clients know a peer by that came by TCP: the other way round."""
         other = self.tcp_places.get(source)
-        return source if other is None else other.advertised
+        return self.as_seen(source, tcp=True) if other is None else other.advertised
 
     def add_relay(self, relay: Relay) -> None:
         """Take note of a relayed transport address whose socket is open."""
@@ -220,6 +259,8 @@ class Core:
             self.tcp_relayed[relay.advertised] = self.tcp_places[relay.local] = relay
         else:
             self.relayed[relay.advertised] = self.places[relay.local] = relay
+        if self.siblings is not None:
+            self.siblings.opened(relay.local, tcp=relay.tcp)
 
     def shut_relay(self, relay: Relay) -> None:
         """Close the socket of a relayed transport address and free its port."""
@@ -240,6 +281,8 @@ class Core:
         else:
             self.relayed.pop(relay.advertised, None)
             self.places.pop(relay.local, None)
+        if self.siblings is not None:
+            self.siblings.closed(relay.local, tcp=relay.tcp)
         self.ports.give_back(relay.place.local, relay.local.port)
 
     def unroute(self, channel: Channel) -> None:
@@ -247,6 +290,11 @@ class Core:
         if channel.route is None:
             return
         self.order(RemoveRoute(channel.route.key))
+        visitors = self.visited.get(channel.route.peer)
+        if visitors is not None:
+            visitors.discard(channel)
+            if not visitors:
+                del self.visited[channel.route.peer]
         channel.route = None
         if channel.target is not None and channel.target.visitors is not None:
             channel.target.visitors.discard(channel)

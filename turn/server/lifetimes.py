@@ -57,7 +57,7 @@ class Lifetimes:
 
     def end(self, allocation: Allocation, reason: EndReason, now: Instant) -> None:
         """End an allocation with everything that belongs to it."""
-        core, metrics, usage = self._core, self._core.metrics, allocation.meter.usage
+        core, metrics, usage = self._core, self._core.metrics, allocation.meter.collected()
         if core.sessions.pop(allocation.session, None) is None:
             return
         core.allocations.pop(allocation.flow.key, None)
@@ -84,6 +84,7 @@ class Lifetimes:
         metrics.allocations_ended[reason] += 1
         metrics.session_duration.add(duration)
         metrics.close(usage)
+        allocation.meter.late = metrics.usage
         client = allocation.flow.client
         core.tell(
             AllocationEnded(
@@ -248,6 +249,11 @@ class Lifetimes:
                 channel.target = other
                 other.visitors = other.visitors or set()
                 other.visitors.add(channel)
+            elif core.siblings is not None and core.of_sibling(channel.peer) is not None:
+                core.siblings.visit(peer)
+                if core.reach(channel.peer) != peer:
+                    return  # it closed before the visit was known of
+                core.visited.setdefault(peer, set()).add(channel)
             channel.route = Route(key, channel.relay.local, peer, allocation.meter)
         channel.routed_until = until
         core.order(InstallRoute(channel.route, until))

@@ -37,6 +37,7 @@ from stun.responder import UNDERSTOOD, Responder
 from stun.responder import Limits as AnswerLimits
 from stun.sansio import (
     Accepted,
+    Address,
     Arrived,
     Closed,
     Congested,
@@ -75,6 +76,7 @@ from turn.server.mobility import Tickets
 from turn.server.reconfigure import reconfigure
 from turn.server.relaying import Relaying
 from turn.server.requests import Requests
+from turn.server.siblings import Siblings
 from turn.server.tcp_relay import TcpRelay
 
 _BINDING = int(Method.BINDING)
@@ -91,7 +93,7 @@ class Server:
     """A TURN server; :class:`stun.sansio.SocketMachine` of events and route orders.
 
     ``users``, ``nonces``, ``unix_epoch`` and ``tokens`` are those of
-    :class:`stun.auth_server.Authenticator`.
+    :class:`stun.auth_server.Authenticator`; ``siblings`` the other processes of this server.
     """
 
     def __init__(
@@ -103,8 +105,9 @@ class Server:
         entropy: Entropy,
         unix_epoch: int = 0,
         tokens: Tokens | None = None,
+        siblings: Siblings | None = None,
     ) -> None:
-        core = self._core = Core(config, entropy=entropy)
+        core = self._core = Core(config, entropy=entropy, siblings=siblings)
         self._users = users
         self._lifetimes = Lifetimes(core)
         self._tickets = Tickets(core, self._lifetimes)
@@ -117,7 +120,7 @@ class Server:
         self._connections = Connections(
             core, self._lifetimes, self._tickets, self._allocator, self._message
         )
-        self._tcp = core.streams = TcpRelay(core)
+        self._tcp = core.streams = TcpRelay(core, 0 if siblings is None else siblings.number)
         self._answer_bindings()
         self._methods: dict[int, Callable[[Request, Instant], None]] = {
             _ALLOCATE: self._allocator.allocate,
@@ -224,6 +227,11 @@ class Server:
         """Return how many allocations each user has here, by what quotas call a user."""
         return self._core.quotas.of_users()
 
+    def left(self, local: Address) -> None:
+        """Take note that a sibling's relayed transport address, bound to ``local``, is closed."""
+        for channel in tuple(self._core.visited.get(local, ())):
+            self._core.unroute(channel)
+
     # Looking. -------------------------------------------------------------------------------------
 
     def sessions(self) -> Iterator[SessionInfo]:
@@ -246,7 +254,7 @@ class Server:
             tuple(allocation.permissions),
             tuple((channel.number, channel.peer) for channel in allocation.channels.values()),
             self._tcp.connections(allocation) if allocation.tcp else 0,
-            allocation.meter.usage,
+            allocation.meter.collected(),
         )
 
     @property
@@ -271,7 +279,7 @@ class Server:
         total = Usage()
         add_usage(total, self._core.metrics.usage)
         for allocation in self._core.sessions.values():
-            add_usage(total, allocation.meter.usage)
+            add_usage(total, allocation.meter.collected())
         return total
 
     @property

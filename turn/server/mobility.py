@@ -36,17 +36,29 @@ _NAME: Final = 12
 _MAC: Final = 12
 
 
+def worker_of_ticket(ticket: bytes) -> int:
+    """Return the number that a ticket begins with (:meth:`turn.server.core.Core.name`).
+
+    0 for what cannot be a ticket.
+    """
+    try:
+        octets = base64.b64decode(ticket, altchars=b"-_", validate=True)
+    except ValueError:
+        return 0
+    return octets[0] if len(octets) == _NAME + _MAC else 0
+
+
 class Tickets:
     """Makes tickets and knows them again."""
 
     def __init__(self, core: Core, lifetimes: Lifetimes) -> None:
         self._core = core
         self._lifetimes = lifetimes
-        self._key = core.entropy(32)
+        self._key = core.entropy(32) if core.siblings is None else core.siblings.key
 
     def issue(self, allocation: Allocation) -> bytes:
         """Return a new ticket for an allocation."""
-        name = self._core.entropy(_NAME)
+        name = self._core.name(_NAME)
         ticket = base64.urlsafe_b64encode(name + self._mac(name))
         self._core.tickets[ticket] = allocation
         if allocation.mobility is None:

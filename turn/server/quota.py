@@ -6,12 +6,16 @@ connection of a user or client and gone with the last; a stranger who was not ad
 remembered.  All allocations of a user share one :class:`turn.meter.Bucket`, those of a client
 another.  The buckets of the last accounts to go are kept for a while: else a user who has spent a
 burst would get another by giving up the allocation and asking for a new one.
+
+Where other processes serve the same listeners (:class:`turn.server.siblings.Siblings`), what they
+hold counts as well, and their buckets are the same ones.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final, Generic, NamedTuple, TypeVar
 
 from stun.attributes import host_octets
@@ -19,10 +23,12 @@ from stun.errors import UsageError
 from stun.registry import ErrorCode
 from turn.meter import Bucket, Meter
 from turn.server.config import Limits
+from turn.server.siblings import Held, Siblings
 
 KEPT: Final = 1024
 """Buckets of users who have no allocation, and as many of clients."""
 
+_NONE: Final = Held(0, 0, 0)
 _MAPPED: Final = bytes(10) + b"\xff\xff"
 
 Key = TypeVar("Key", str, str | bytes)
@@ -53,10 +59,13 @@ class _Account:
 class _Accounts(Generic[Key]):
     """The accounts of users, or those of clients, by ``rates`` (octets, packets) for each."""
 
-    __slots__ = ("_kept", "_open", "rates")
+    __slots__ = ("_kept", "_make", "_open", "rates")
 
-    def __init__(self, rates: tuple[int, int]) -> None:
+    def __init__(
+        self, rates: tuple[int, int], make: Callable[[Key, tuple[int, int]], Bucket]
+    ) -> None:
         self.rates = rates
+        self._make: Callable[[Key, tuple[int, int]], Bucket] = make
         self._open: dict[Key, _Account] = {}
         self._kept: OrderedDict[Key, Bucket] = OrderedDict()
 
@@ -96,7 +105,7 @@ class _Accounts(Generic[Key]):
         if not account.allocations:
             raise KeyError(key)
         if account.bucket is None:
-            account.bucket = self._kept.pop(key, None) or Bucket(*self.rates)
+            account.bucket = self._kept.pop(key, None) or self._make(key, self.rates)
         return account.bucket
 
     def change(self, rates: tuple[int, int]) -> None:
@@ -115,16 +124,41 @@ class Quotas:
     What is admitted must be released, with the same user and the same host.
     """
 
-    __slots__ = ("_clients", "_elsewhere", "_limits", "_users", "allocations", "connections")
+    __slots__ = (
+        "_clients", "_elsewhere", "_limits", "_siblings", "_users", "allocations", "connections",
+    )  # fmt: skip
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, siblings: Siblings | None = None) -> None:
         self._limits = limits
-        self._users: _Accounts[str] = _Accounts(_user_rates(limits))
-        self._clients: _Accounts[str | bytes] = _Accounts(_client_rates(limits))
+        self._siblings = siblings
+        self._users: _Accounts[str] = _Accounts(_user_rates(limits), self._maker("user"))
+        self._clients: _Accounts[str | bytes] = _Accounts(
+            _client_rates(limits), self._maker("client")
+        )
         self._elsewhere: Mapping[str, int] = {}
         self.allocations = 0
         """All that there are on this server."""
         self.connections = 0
+
+    def _maker(self, whose: str) -> Callable[[str | bytes, tuple[int, int]], Bucket]:
+        siblings = self._siblings
+        if siblings is None:
+            return lambda _, rates: Bucket(*rates)
+        return lambda key, rates: siblings.bucket(whose, key, rates)
+
+    def _counting(self) -> AbstractContextManager[object]:
+        return nullcontext() if self._siblings is None else self._siblings.counting()
+
+    def _note(self, user: str | None, client: str | bytes) -> None:
+        if self._siblings is not None:
+            clients = self._clients
+            self._siblings.note(
+                user,
+                client,
+                of_user=0 if user is None else self._users.allocations(user),
+                of_client=(clients.allocations(client), clients.connections(client)),
+                in_all=(self.allocations, self.connections),
+            )
 
     def admit(self, user: str, host: str) -> Refusal | None:
         """Count an allocation of a user who comes from ``host``, or say why there is to be none.
@@ -132,18 +166,23 @@ class Quotas:
         RFC 8656 section 7.2: 486 (Allocation Quota Reached) where the user or the client address
         has too many, 508 (Insufficient Capacity) where the server has.
         """
-        limits, client = self._limits, client_of(host)
-        if 0 < limits.allocations <= self.allocations:
+        with self._counting():
+            return self._admit(user, client_of(host))
+
+    def _admit(self, user: str, client: str | bytes) -> Refusal | None:
+        limits, siblings = self._limits, self._siblings
+        others = _NONE if siblings is None else siblings.allocations(user, client)
+        if 0 < limits.allocations <= self.allocations + others.total:
             words = f"this server has all of its {limits.allocations} allocations"
             return Refusal(ErrorCode.INSUFFICIENT_CAPACITY, words)
         most, there = limits.allocations_per_user, self._elsewhere.get(user, 0)
-        if 0 < most <= self._users.allocations(user) + there:
+        if 0 < most <= self._users.allocations(user) + others.user + there:
             words = f"the user has all of its {most} allocations"
             if there:
                 words += f", {there} of them on other servers"
             return Refusal(ErrorCode.ALLOCATION_QUOTA_REACHED, words)
         most = limits.allocations_per_client
-        if 0 < most <= self._clients.allocations(client):
+        if 0 < most <= self._clients.allocations(client) + others.client:
             words = f"the client address has all of its {most} allocations"
             return Refusal(ErrorCode.ALLOCATION_QUOTA_REACHED, words)
         self._count(user, client, 1)
@@ -158,16 +197,18 @@ class Quotas:
 
         Then all is as it was.  Raises ``UsageError`` where none is counted.
         """
-        self.release(user, host)
-        refusal = self.admit(to_user, to_host)
-        if refusal is not None:
-            self._count(user, client_of(host), 1)
-        return refusal
+        with self._counting():
+            self.release(user, host)
+            refusal = self.admit(to_user, to_host)
+            if refusal is not None:
+                self._count(user, client_of(host), 1)
+            return refusal
 
     def _count(self, user: str, client: str | bytes, allocations: int) -> None:
         self.allocations += allocations
         self._users.add(user, allocations=allocations)
         self._clients.add(client, allocations=allocations)
+        self._note(user, client)
 
     def meter(self, user: str, host: str) -> Meter:
         """Return a meter for an allocation that was admitted; ``UsageError`` where none was."""
@@ -192,16 +233,22 @@ class Quotas:
 
     def connect(self, host: str) -> Refusal | None:
         """Count a connection from ``host``, or say why it is to be closed."""
-        limits, client = self._limits, client_of(host)
-        if 0 < limits.connections <= self.connections:
+        with self._counting():
+            return self._connect(client_of(host))
+
+    def _connect(self, client: str | bytes) -> Refusal | None:
+        limits, siblings = self._limits, self._siblings
+        others = _NONE if siblings is None else siblings.connections(client)
+        if 0 < limits.connections <= self.connections + others.total:
             words = f"this server has all of its {limits.connections} connections"
             return Refusal(ErrorCode.INSUFFICIENT_CAPACITY, words)
         most = limits.connections_per_client
-        if 0 < most <= self._clients.connections(client):
+        if 0 < most <= self._clients.connections(client) + others.client:
             words = f"the client address has all of its {most} connections"
             return Refusal(ErrorCode.ALLOCATION_QUOTA_REACHED, words)
         self.connections += 1
         self._clients.add(client, connections=1)
+        self._note(None, client)
         return None
 
     def disconnect(self, host: str) -> None:
@@ -211,6 +258,7 @@ class Quotas:
             raise UsageError(f"there is no connection from {host}")
         self.connections -= 1
         self._clients.add(client, connections=-1)
+        self._note(None, client)
 
     def reconfigure(self, limits: Limits) -> None:
         """Count against other limits from now on.  What is over them stays.

@@ -133,6 +133,8 @@ class Relaying:
         other = core.places.get(source)
         if type(other) is Relay:
             source = other.advertised
+        elif core.siblings is not None:
+            source = core.as_seen(source)
         until = allocation.permissions.get(source.host)
         if until is None or until <= now:
             core.drop(DropReason.NO_PERMISSION)
@@ -171,6 +173,8 @@ class Relaying:
         other = core.places.get(peer)
         if type(other) is Relay:
             peer = other.advertised
+        elif core.siblings is not None:
+            peer = core.as_seen(peer)
         # "the source IP address MUST NOT be checked against the permissions list [...] Instead, the
         # server extracts the destination IP address from the encapsulated IP header."
         if not allocation.permits(peer.host, now) or not allocation.meter.take(0, now):

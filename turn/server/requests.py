@@ -64,10 +64,11 @@ class Requests:
         asked = message.get(LIFETIME)
         response = Message.success(message)
         if asked == 0:
-            response.add(LIFETIME, 0)
-            core.answer(request, response, now)
+            # What the client deleted is gone when it learns so, from the data plane as well.
             for relay in relays:
                 self._lifetimes.end_relay(allocation, relay, EndReason.REFRESHED_TO_ZERO, now)
+            response.add(LIFETIME, 0)
+            core.answer(request, response, now)
             return
         lifetime = granted(core.config, asked, request, now)
         if allocation.authentic is not None:

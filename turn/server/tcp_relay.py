@@ -110,11 +110,13 @@ class _Connection:
 class TcpRelay:
     """The connections of all TCP allocations; see :class:`turn.server.hosting.Streams`."""
 
-    __slots__ = ("_connections", "_counts", "_debtors", "_host", "_identified", "_streams",
-                 "_waiting", "octets_lost")  # fmt: skip
+    __slots__ = ("_connections", "_counts", "_debtors", "_host", "_identified", "_number",
+                 "_streams", "_waiting", "octets_lost")  # fmt: skip
 
-    def __init__(self, host: Hosting) -> None:
+    def __init__(self, host: Hosting, number: int = 0) -> None:
         self._host = host
+        self._number = number
+        """Of this process among its siblings: the first octet of its CONNECTION-IDs."""
         self._streams: dict[Handle, _Stream] = {}
         self._connections: dict[Allocation, dict[Address, _Connection]] = {}
         self._identified: dict[int, _Connection] = {}
@@ -276,6 +278,8 @@ class TcpRelay:
         # Nobody is to guess it, and 0 is what a client has that did not read it.
         while not identifier or identifier in self._identified:
             identifier = int.from_bytes(self._host.entropy(4))
+            if self._number:
+                identifier = self._number << 24 | identifier & 0xFFFFFF
         connection.identifier = identifier
         self._identified[identifier] = connection
         self._wait(connection, now)

@@ -1,6 +1,7 @@
-"""Two aioice connections that may use nothing but a relay: HOST PORT USER PASSWORD KIND.
+"""Two aioice connections that may use nothing but a relay: HOST[,HOST] PORT USER PASSWORD KIND.
 
-KIND is udp, tcp or tls; with tls the server's certificate is not verified.  Prints one JSON object.
+Of two hosts each side has one.  KIND is udp, tcp or tls; with tls the server's certificate is not
+verified.  Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ MESSAGES = 20
 
 
 def connection(controlling: bool) -> aioice.Connection:
-    host, port, user, password, kind = sys.argv[1:6]
+    hosts, port, user, password, kind = sys.argv[1:6]
+    host = hosts.split(",")[0 if controlling else -1]
     return aioice.Connection(
         ice_controlling=controlling,
         turn_server=(host, int(port)),

@@ -1,7 +1,8 @@
-"""Two libnice agents in one process that may use nothing but a relay: HOST PORT USER PASSWORD KIND.
+"""Two libnice agents that may use nothing but a relay: HOST[,HOST] PORT USER PASSWORD KIND.
 
-Run with the system's Python, which has the introspection of libnice and GStreamer: libnice's own
-function to receive cannot be called through introspection, its GStreamer element gives the same.
+Of two hosts each side has one.  Run with the system's Python, which has the introspection of
+libnice and GStreamer: libnice's own function to receive cannot be called through introspection, its
+GStreamer element gives the same.
 KIND is udp, tcp or tls.  Prints one JSON object: whether what each agent received is what the other
 sent, in any order, and the types of the selected candidates.
 """
@@ -18,7 +19,7 @@ gi.require_version("Nice", "0.1")
 gi.require_version("Gst", "1.0")
 from gi.repository import GLib, Gst, Nice  # type: ignore[import-not-found]  # noqa: E402
 
-host, port, user, password, kind = sys.argv[1:6]
+hosts, port, user, password, kind = sys.argv[1:6]
 RELAYS = {
     "udp": Nice.RelayType.UDP,
     "tcp": Nice.RelayType.TCP,
@@ -40,6 +41,7 @@ class Side:
         self.agent.set_property("force-relay", True)
         self.agent.set_property("ice-tcp", False)
         self.stream = self.agent.add_stream(1)
+        host = hosts.split(",")[0 if controlling else -1]
         self.agent.set_relay_info(self.stream, 1, host, int(port), user, password, RELAYS[kind])
         self.received: list[str] = []
         self.pair: list[str] = []

@@ -124,6 +124,13 @@ def test_how_to_meet_at_the_rendezvous(url: str, names: tuple[str, ...], shown: 
     assert f"two machines meet here by: punch listen --rendezvous {shown}\n" in out.getvalue()
 
 
+@pytest.mark.parametrize("how", ["in the kernel, at eth0", "with sockets: it needs Linux 6.6"])
+def test_how_it_relays_is_said(how: str) -> None:
+    out = io.StringIO()
+    announce(Console(file=out, width=40), plan(), [], made_up=None, dataplane=how)
+    assert f"relaying {how}\n" in out.getvalue()
+
+
 def test_configured_users_are_not_shown() -> None:
     text = announced(plan(), None)
     assert "serving UDP" in text

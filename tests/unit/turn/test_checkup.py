@@ -74,9 +74,57 @@ def test_a_healthy_rendezvous_is_told_of() -> None:
     assert any("3 clients, 1 of them wait, ws://*:8080" in finding.text for finding in findings)
 
 
+def dataplane(**changes: Any) -> dict[str, Any]:
+    status = {
+        "wanted": "auto",
+        "kernel": True,
+        "why": "",
+        "interfaces": ["eth0", "eth1"],
+        "refused": [],
+        "left": {},
+    }
+    return {"dataplane": status | changes}
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [
+        (dataplane(), "it relays in the kernel, at eth0, eth1"),
+        (
+            dataplane(wanted="sockets", kernel=False, why="as configured", interfaces=[]),
+            "it relays with sockets: as configured",
+        ),
+    ],
+)
+def test_the_data_plane_that_was_wanted_is_told_of(status: dict[str, Any], text: str) -> None:
+    findings = of(HEALTHY | status)
+    assert worst(findings) is Level.OK
+    (finding,) = [finding for finding in findings if finding.subject == "data plane"]
+    assert (finding.text, finding.fix) == (text, "")
+
+
 @pytest.mark.parametrize(
     ("change", "level", "text", "fix"),
     [
+        (
+            dataplane(kernel=False, why="libbpf is missing: apt install libbpf1", interfaces=[]),
+            Level.WARNING,
+            "with sockets: libbpf is missing: apt install libbpf1",
+            'dataplane = "sockets"',
+        ),
+        (dataplane(interfaces=[]), Level.WARNING, "no interface is there", "ip -brief link"),
+        (
+            dataplane(refused=["tap0: No such device"]),
+            Level.WARNING,
+            "what comes in by tap0 is relayed with sockets: No such device",
+            "bpftool net",
+        ),
+        (
+            dataplane(left={"no room in the kernel for more of them": 3}),
+            Level.WARNING,
+            "3 channels so far left to the sockets: no room in the kernel for more of them",
+            "",
+        ),
         ({"rendezvous": RENDEZVOUS | {"serving": []}}, Level.FAILED, "at nothing", "log"),
         ({"serving": []}, Level.FAILED, "listening at nothing", ""),
         ({"draining": True}, Level.WARNING, "draining", "restart"),

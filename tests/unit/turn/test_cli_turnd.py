@@ -191,6 +191,17 @@ def test_the_admin_socket_of_a_configuration_is_found(run: Any, tmp_path: Path) 
     assert f"no turnd answers at {tmp_path}/there.sock" in err
 
 
+def test_how_it_would_relay_is_told_beforehand(run: Any) -> None:
+    arguments = ("--check-config", "--dataplane", "sockets", "--relay-address", "127.0.0.1")
+    code, out, _ = run(*arguments, "--listen", "udp://127.0.0.1")
+    assert code == 0
+    assert 'dataplane = "sockets"\n' in out
+    assert "# relaying with sockets: as configured\n" in out
+    code, _, err = run(*arguments[:2], "kernl")
+    assert code == 2
+    assert "allowed: auto, kernel or sockets; did you mean 'kernel'?" in err
+
+
 def test_check_config_stands_alone(run: Any) -> None:
     assert "stands alone" in run("--check-config", "sessions")[2]
 
@@ -215,9 +226,11 @@ def test_help_loads_little() -> None:
 
 @contextmanager
 def program(log: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    # What is tested here is not how it relays, and must not touch the interfaces of this machine.
+    sockets = ("--dataplane", "sockets")
     with log.open("w") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "turn.daemon.cli", *arguments],
+            [sys.executable, "-m", "turn.daemon.cli", *sockets, *arguments],
             stdout=out, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
         try:

@@ -22,9 +22,10 @@ from turn.client.errors import NotAuthenticated
 from turn.daemon import companion as module
 from turn.daemon.addresses import LocalAddress
 from turn.daemon.admin import ask
+from turn.daemon.beforehand import CannotStart
 from turn.daemon.companion import Surroundings, load_companion
 from turn.daemon.config import ConfigError, Flags, effective, load
-from turn.daemon.service import CannotStart, Turnd
+from turn.daemon.service import Turnd
 
 HOSTS = (LocalAddress("127.0.0.1", "lo"), LocalAddress("127.0.0.2", "lo"))
 
@@ -49,6 +50,7 @@ class Stage:
         self.tables: dict[str, Any] = {
             "listen": [{"url": f"udp://*:{self.relay}"}, {"url": f"tcp://*:{self.relay}"}],
             "relay.addresses": ["127.0.0.1"],
+            "dataplane": "sockets",
             "peers.allow": ["127.0.0.0/8"],
             "auth.users": {"ann": "secret"},
             "admin.socket": False,

@@ -31,6 +31,7 @@ class Turnd:
         self.metrics = Metrics()
         self.drops: Counter[DropReason] = Counter()
         self.expiry: float | None = None
+        self.routes: int | None = None
 
     def usage(self) -> Usage:
         usage = Usage()
@@ -44,6 +45,9 @@ class Turnd:
 
     def certificate_expiry(self) -> float | None:
         return self.expiry
+
+    def kernel_routes(self) -> int | None:
+        return self.routes
 
     def lookups(self) -> Mapping[str, int] | None:
         return {"answered": 5, "failed": 1, "bad_record": 2}
@@ -115,6 +119,17 @@ async def test_every_count_is_shown_live() -> None:
     ]:
         assert found[name, tuple(sorted(labels.items()))] == pytest.approx(value), name
     assert ("process_open_fds", ()) in found
+
+
+async def test_the_kernel_data_plane_has_its_own_figures() -> None:
+    turnd = Turnd()
+    found = await samples(turnd)
+    assert found["turnd_kernel_data_plane", ()] == 0
+    assert ("turnd_kernel_routes", ()) not in found
+    turnd.routes = 7
+    found = await samples(turnd)
+    assert found["turnd_kernel_data_plane", ()] == 1
+    assert found["turnd_kernel_routes", ()] == 7
 
 
 async def test_without_a_certificate_there_is_no_expiry() -> None:

@@ -1,4 +1,4 @@
-"""A reload takes every key of the configuration: none needs turnd to be started again."""
+"""A reload takes every key of the configuration: but for ``workers``, none needs another start."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 
 from stun.sansio import SECOND, Address
 from tools.certificate import issue
+from turn.daemon import forwarding
 from turn.daemon.addresses import LocalAddress
 from turn.daemon.admin import ask
 from turn.daemon.config import Flags, load
@@ -24,6 +25,7 @@ HOSTS = tuple(LocalAddress(f"127.0.0.{n}", "lo") for n in (1, 2))
 PORT = 17_391
 """Below what the kernel gives away by itself, so it is free on the loopback of a test."""
 KEY = base64.b64encode(bytes(range(32))).decode()
+NO_KERNEL = "the kernel of this test is as old as it needs"
 OTHER_KEY = base64.b64encode(bytes(32)).decode()
 
 
@@ -80,6 +82,7 @@ LIVE: dict[str, tuple[Any, Any, Callable[[Turnd], Any], Any]] = {
     "fingerprint": (None, True, config("fingerprint"), True),
     "alternate_servers": ([], ["192.0.2.1"], config("alternates"), (Address("192.0.2.1", 3478),)),
     "partial": (False, True, lambda t: t.settings.partial, True),
+    "dataplane": ("sockets", "auto", lambda t: t.forwarding.why, NO_KERNEL),
     "idle": (60, 30, config("idle"), 30 * SECOND),
     "listen.url": (
         listen(f"udp://127.0.0.1:{PORT}"),
@@ -204,7 +207,8 @@ def leaves(path: tuple[str, ...] = ()) -> Iterator[str]:
 
 
 def test_every_key_is_here() -> None:
-    assert sorted(LIVE) == sorted(leaves())
+    # Sockets that share a port are picked by their number: another one would move every client.
+    assert sorted([*LIVE, "workers"]) == sorted(leaves())
 
 
 def placed(value: Any, place: Path) -> Any:
@@ -231,7 +235,10 @@ def place(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("key", LIVE)
-async def test_it_is_taken_while_turnd_runs(key: str, place: Path) -> None:
+async def test_it_is_taken_while_turnd_runs(
+    key: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forwarding, "why_not", lambda: NO_KERNEL)
     first, then, seen, expected = LIVE[key]
     at = next((table for start, table in TABLES.items() if key.startswith(start)), key)
     if key == "discovery.port":
@@ -242,6 +249,7 @@ async def test_it_is_taken_while_turnd_runs(key: str, place: Path) -> None:
         flags = Flags()
         tables = {
             "relay.addresses": ["127.0.0.1"],
+            "dataplane": "sockets",
             "listen": listen(f"udp://127.0.0.1:{PORT}"),
             "auth.users": {"ann": "secret"},
             "admin.socket": False,
@@ -286,7 +294,7 @@ async def test_secrets_in_files_are_read_again(tmp_path: Path) -> None:
     configuration.write_text(
         'relay.addresses = "127.0.0.1"\nauth.secrets = { file = "secret" }\n'
         f'listen = [{{ url = "udp://127.0.0.1:{PORT}" }}]\nadmin.socket = "turnd.sock"\n'
-        'log.level = "error"\n'
+        'dataplane = "sockets"\nlog.level = "error"\n'
     )
     ready = asyncio.Event()
 

@@ -16,11 +16,14 @@ import pytest
 from stun.errors import StunError, UsageError
 from stun.sansio import Address
 from tools.certificate import write_self_signed
+from turn.aio import RelayDriver
 from turn.client.aio import connect
+from turn.daemon import forwarding
 from turn.daemon.addresses import LocalAddress
 from turn.daemon.admin import ask
+from turn.daemon.beforehand import CannotStart
 from turn.daemon.config import ConfigError, Flags, load
-from turn.daemon.service import CannotStart, Turnd
+from turn.daemon.service import Turnd
 from turn.users import open_table
 
 LOOPBACK = LocalAddress("127.0.0.1", "lo")
@@ -28,6 +31,7 @@ SECOND = LocalAddress("127.0.0.2", "lo")
 
 BASE: dict[str, Any] = {
     "relay.addresses": ["127.0.0.1"],
+    "dataplane": "sockets",
     "peers.allow": ["127.0.0.0/8"],
     "auth.users": {"ann": "secret"},
     "admin.socket": False,
@@ -250,6 +254,54 @@ async def test_a_bad_reload_changes_nothing(key: str, value: Any, error: type[Ex
             await turnd.reload()
         assert (turnd.settings, turnd.plan, turnd.serving) == before
         assert await stage.relays()
+
+
+class Kernel:
+    """In the place of :class:`turn.dataplane.kernel.routes.KernelRoutes`."""
+
+    interfaces = ("eth0",)
+
+    def __init__(self) -> None:
+        self.closed = False
+
+    def __len__(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.parametrize("started", ["sockets", "auto"])
+async def test_a_bad_reload_leaves_the_data_plane_as_it_is(
+    started: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+
+    def load(_: object) -> Any:
+        made.append(Kernel())
+        return made[-1]
+
+    used: list[Any] = []
+    monkeypatch.setattr(forwarding, "why_not", lambda: None)
+    monkeypatch.setattr(forwarding, "_load", load)
+    monkeypatch.setattr(RelayDriver, "use_kernel", lambda _, kernel: used.append(kernel))
+    stage = Stage(dataplane=started)
+    async with stage.running() as turnd:
+        before = turnd.forwarding
+        assert used == [before.kernel]
+        stage.tables |= {"dataplane": "kernel", "metrics.listen": "192.0.2.77:9"}
+        with pytest.raises(UsageError):
+            await turnd.reload()
+        assert turnd.forwarding is before
+        assert len(used) == 1
+        # What was opened for it goes again, what is in use stays.
+        assert [kernel.closed for kernel in made] == [started == "sockets"]
+        del stage.tables["metrics.listen"]
+        told = ["relays in the kernel, at eth0"] if started == "sockets" else []
+        assert await turnd.reload() == told
+        assert turnd.forwarding.wanted == "kernel"
+        assert used[-1] is turnd.forwarding.kernel is made[-1]
+        assert turnd.kernel_routes() == 0
 
 
 async def test_a_reload_that_wants_a_port_in_use() -> None:

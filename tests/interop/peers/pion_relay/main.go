@@ -1,6 +1,6 @@
-// Two pion clients that relay to each other through one TURN server.
+// Two pion clients that relay to each other, through one TURN server or one each.
 //
-//	pion_relay udp|tcp|tls HOST:PORT USER PASSWORD
+//	pion_relay udp|tcp|tls HOST[,HOST] PORT USER PASSWORD
 //
 // With tls the server's certificate is not verified.  Prints one JSON object: how many messages
 // each got back unchanged, or what failed.
@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/pion/logging"
@@ -74,9 +75,11 @@ func allocate(kind, server, user, password string) (*turn.Client, net.PacketConn
 }
 
 func main() {
-	kind, server, user, password := os.Args[1], os.Args[2], os.Args[3], os.Args[4]
-	oneClient, one := allocate(kind, server, user, password)
-	otherClient, other := allocate(kind, server, user, password)
+	kind, port, user, password := os.Args[1], os.Args[3], os.Args[4], os.Args[5]
+	hosts := strings.Split(os.Args[2], ",")
+	oneClient, one := allocate(kind, net.JoinHostPort(hosts[0], port), user, password)
+	last := net.JoinHostPort(hosts[len(hosts)-1], port)
+	otherClient, other := allocate(kind, last, user, password)
 	defer oneClient.Close()
 	defer otherClient.Close()
 	if err := oneClient.CreatePermission(other.LocalAddr()); err != nil {
