@@ -39,13 +39,16 @@ class RawTurn:
         *,
         patience: float = 2.0,
         source: str | None = None,
+        port: int = 0,
     ) -> None:
         kind = socket.SOCK_DGRAM if transport == "udp" else socket.SOCK_STREAM
         family = socket.AF_INET6 if server.is_ipv6 else socket.AF_INET
         sock = socket.socket(family, kind)
         sock.settimeout(patience)
         if source is not None:
-            sock.bind((source, 0))
+            if port:  # which may be that of a socket with all addresses
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((source, port))
         sock.connect(server)
         if kind == socket.SOCK_STREAM:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

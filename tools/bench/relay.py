@@ -33,16 +33,23 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
-
-import load  # noqa: E402
-from rawturn import RawTurn  # noqa: E402
-from servers import HOST, Command, Ports, coturn, natcheck, serving, turnd  # noqa: E402
+sys.path[:0] = [str(ROOT)]
 
 from stun import attributes as attrs  # noqa: E402
 from stun.codec import Message, encode  # noqa: E402
 from stun.registry import Method  # noqa: E402
 from stun.sansio import Address  # noqa: E402
+from tools.bench import load  # noqa: E402
+from tools.bench.rawturn import RawTurn  # noqa: E402
+from tools.bench.servers import (  # noqa: E402
+    HOST,
+    Command,
+    Ports,
+    coturn,
+    natcheck,
+    serving,
+    turnd,
+)
 
 CHANNEL = 0x4000
 WARM_UP = 1.3
@@ -425,7 +432,7 @@ def main() -> None:
         options.rounds, options.seconds = 10, 2.0
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     load.many_descriptors()
-    commands: dict[str, Command] = {OURS: turnd(options.python)}
+    commands: dict[str, Command] = {OURS: turnd(options.python, "--dataplane", "sockets")}
     if shutil.which("turnserver") is None:
         print("turnserver is missing: sudo apt-get install coturn")
     else:
