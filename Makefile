@@ -58,6 +58,7 @@ bench: $(VENV)/.interop bpf-if-possible ## the figures of the README, each besid
 	$(PYTEST) tests/bench --benchmark-only --benchmark-group-by=group \
 		--benchmark-columns=min,median,iqr,rounds
 	$(BIN)/python tools/bench/relay.py $(BENCH)
+	$(BIN)/python -m tools.bench.planes $(filter --full,$(BENCH))
 	$(BIN)/python -m tools.bench.ice
 
 repeat: $(VENV)/.run ## natcheck 20 times behind every kind of NAT, without loss and with 10 %

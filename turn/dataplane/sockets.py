@@ -351,6 +351,7 @@ class SocketPlane:
             return len(lengths)
         usage = flow.meter.usage
         before = usage.packets_to_client
+        self._wakeups.full |= len(lengths) == PEER_BATCH
         packets = take_burst(peers, flow, slot, lengths, now)
         self.received += packets
         self.to_clients += usage.packets_to_client - before
@@ -393,6 +394,7 @@ class SocketPlane:
             and inbox.sizes is None
             and listener.security is not Security.REQUIRED
         )
+        self._wakeups.full |= len(lengths) == inbox.slots
         self.received += len(lengths)
         for length, start, key in inbox.parts(lengths):
             flow = find(key)

@@ -56,6 +56,8 @@ class Wakeups:
         self._core, self._serve = core, serve
         self.now: Callable[[], Instant] = core.reactor.now
         self.asked = False
+        self.full = False
+        """Whether a batch was as large as can be, so that more waits: there is no rest then."""
         self._watched = watched
         self._epoll: select.epoll | None = None
         self._shared: SharedSelector | None = None
@@ -129,11 +131,12 @@ class Wakeups:
     def _round(self, events: Events) -> bool:
         """Serve what is ready; say whether more is likely to be ready by now."""
         begin = monotonic_ns()
+        self.full = False
         forwarded = self._serve(events)
         # A rest that brought no more than one packet was not worth it.
         rests = forwarded > 1 if self._rested else forwarded and begin - self._began < PACE
         self._rested = False
-        if rests and (rest := begin + PACE - monotonic_ns()) > SHORTEST:
+        if rests and not self.full and (rest := begin + PACE - monotonic_ns()) > SHORTEST:
             sleep(rest / 1e9)
             self._rested = True
         self._began = begin

@@ -50,6 +50,7 @@ class Plane:
     def __init__(self, core: Core) -> None:
         self.core = core
         self.work = WORK
+        self.full = False
         self.rounds: list[int] = []
         self.forwards: Iterator[int] = iter(())
         self.watched: set[int] = set()
@@ -63,6 +64,7 @@ class Plane:
         assert [fd for fd, _ in events] == [self.here.fileno()]
         self.rounds.append(self.core.clock)
         self.core.clock += self.work
+        self.wakeups.full = self.full
         return next(self.forwards)
 
     def wake(self, *forwards: int) -> int:
@@ -104,6 +106,16 @@ def test_where_several_come_in_a_while_rounds_are_apart(plane: Plane) -> None:
     plane.core.clock += PACE
     plane.wake(1)
     assert len(plane.core.rests) == 3
+
+
+def test_while_batches_are_full_there_is_no_rest(plane: Plane) -> None:
+    plane.full = True
+    plane.wake(32, 32, 32, 1)
+    assert [later - start for start, later in pairwise(plane.rounds)] == [WORK] * 3
+    assert plane.core.rests == []
+    plane.full = False
+    plane.wake(32, 32, 1)
+    assert plane.core.rests == [PACE - WORK] * 2
 
 
 def test_what_is_no_relaying_is_followed_by_no_rest(plane: Plane) -> None:
