@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.lab.turn_caller import USER
-from tests.lab.turnd_world import METRICS_PORT, PORT, ROOT, Dial, Turnd, World, require
+from tests.lab.turnd_calls import Dial
+from tests.lab.turnd_world import METRICS_PORT, PORT, ROOT, Turnd, World, require
 
 NEEDED = "+bpf,+net_admin"
 MISSING = "the capabilities CAP_BPF and CAP_NET_ADMIN are missing: "

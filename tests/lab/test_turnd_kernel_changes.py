@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,11 +55,17 @@ def links(turnd: Turnd) -> int:
 
 def there() -> set[str]:
     """Return all programs, maps and links that there are."""
-    found = set()
-    for kind in ("link", "map", "prog"):
-        done = subprocess.run(["bpftool", "-j", kind, "list"], capture_output=True, check=True)
-        found |= {f"{kind} {one['id']}" for one in json.loads(done.stdout)}
-    return found
+    return {f"{kind} {one['id']}" for kind in ("link", "map", "prog") for one in listed(kind)}
+
+
+def listed(kind: str) -> list[dict[str, Any]]:
+    """Ask bpftool, again and again: it fails when something goes while it makes its list."""
+    patience = time.monotonic() + PATIENCE
+    while True:
+        done = subprocess.run(["bpftool", "-j", kind, "list"], capture_output=True, check=False)
+        if done.returncode == 0:
+            return list(json.loads(done.stdout))
+        assert time.monotonic() < patience, done
 
 
 @pytest.mark.parametrize("end", ["SIGKILL", "SIGTERM", "SIGSEGV"])

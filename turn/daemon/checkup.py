@@ -354,6 +354,7 @@ def check_status(status: Mapping[str, Any], *, now: float) -> Iterator[Finding]:
     for warning in status["warnings"]:
         yield Finding(Level.WARNING, "turnd", warning)
     yield from _check_dataplane(status.get("dataplane"))
+    yield from _check_workers(status.get("workers") or (), status.get("replaced", 0))
     yield from _check_rendezvous(status.get("rendezvous"))
     yield from _check_certificate(status["certificate"], now)
     low, high = status["ports"]
@@ -365,6 +366,21 @@ def check_status(status: Mapping[str, Any], *, now: float) -> Iterator[Finding]:
             "widen --relay-ports",
         )
     yield from _kernel_limits()
+
+
+def _check_workers(workers: Sequence[Mapping[str, Any]], replaced: int) -> Iterator[Finding]:
+    missing = [str(one["worker"]) for one in workers if not one["serves"]]
+    if missing:
+        yield Finding(
+            Level.WARNING,
+            "workers",
+            f"{len(missing)} of {len(workers)} do not serve at the moment: {', '.join(missing)}",
+            "the log says why one ended; another takes its place by itself",
+        )
+    elif workers:
+        again = f", {replaced} replaced since the start" if replaced else ""
+        share = ", ".join(str(one["sessions"]) for one in workers)
+        yield Finding(Level.OK, "workers", f"all {len(workers)} serve, allocations {share}{again}")
 
 
 def _check_dataplane(dataplane: Mapping[str, Any] | None) -> Iterator[Finding]:

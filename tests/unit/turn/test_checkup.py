@@ -74,6 +74,27 @@ def test_a_healthy_rendezvous_is_told_of() -> None:
     assert any("3 clients, 1 of them wait, ws://*:8080" in finding.text for finding in findings)
 
 
+def workers(*serving: bool, replaced: int = 0) -> dict[str, Any]:
+    crew = [
+        {"worker": number, "pid": 100 + number, "serves": serves, "sessions": 3 * number}
+        for number, serves in enumerate(serving, 1)
+    ]
+    return {"workers": crew, "replaced": replaced}
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [
+        (workers(True, True), "all 2 serve, allocations 3, 6"),
+        (workers(True, True, replaced=1), "all 2 serve, allocations 3, 6, 1 replaced since"),
+    ],
+)
+def test_workers_that_serve_are_told_of(status: dict[str, Any], text: str) -> None:
+    findings = of(HEALTHY | status)
+    assert worst(findings) is Level.OK
+    assert [text in one.text for one in findings if one.subject == "workers"] == [True]
+
+
 def dataplane(**changes: Any) -> dict[str, Any]:
     status = {
         "wanted": "auto",
@@ -111,6 +132,12 @@ def test_the_data_plane_that_was_wanted_is_told_of(status: dict[str, Any], text:
             Level.WARNING,
             "with sockets: libbpf is missing: apt install libbpf1",
             'dataplane = "sockets"',
+        ),
+        (
+            workers(True, False, False),
+            Level.WARNING,
+            "2 of 3 do not serve at the moment: 2, 3",
+            "log",
         ),
         (dataplane(interfaces=[]), Level.WARNING, "no interface is there", "ip -brief link"),
         (
