@@ -8,7 +8,9 @@ SOAK_SECONDS ?= 600
 # `make bench BENCH=--full` takes half an hour; BENCH='--json FILE' writes down every round.
 BENCH ?=
 # Laboratories mostly wait, and do not meet one another: several at a time.
-LAB_JOBS ?= 4
+LAB_JOBS ?= 6
+# Peers, browsers among them, work more than they wait.
+INTEROP_JOBS ?= 4
 # `make grid GRID="--runs 5"` runs every cell five times; `python -m tools.grid --help` has the rest.
 GRID ?=
 CLANG ?= clang
@@ -47,7 +49,7 @@ lint: $(VENV)/.dev bpf-if-possible ## ruff, mypy --strict, import-linter
 
 interop: $(VENV)/.interop bpf-if-possible ## against peers that this project did not write
 	@sh tools/bootstrap.sh interop
-	$(PYTEST) tests/interop --numprocesses=$(LAB_JOBS)
+	$(PYTEST) tests/interop --numprocesses=$(INTEROP_JOBS)
 
 grid: $(VENV)/.interop ## punch, aioice and libnice behind every pair of NATs; draws docs/grid.svg
 	@sh tools/bootstrap.sh interop
