@@ -67,11 +67,13 @@ class Rig(Protocol):
     def close(self) -> None: ...
 
 
-class SocketRig:
-    """The socket plane on loopback, on a clock that stands still."""
+class Driven:
+    """What drives a socket plane in a rig, on a clock that stands still."""
 
-    def __init__(self, family: int) -> None:
-        self._host = LOOPBACK[family]
+    plane: SocketPlane
+
+    def __init__(self, host: str) -> None:
+        self._host = host
         self.punted: list[Received] = []
         self.told: list[SocketEvent] = []
         self.sockets: list[socket.socket] = []
@@ -79,8 +81,6 @@ class SocketRig:
         self._watched: dict[int, Callable[[], None]] = {}
         self._clock = 1000 * SECOND
         self._handles = 0
-        self.plane = SocketPlane(self)  # type: ignore[arg-type]
-        self.server = self._open(serves=True)
 
     def _open(self, *, serves: bool) -> Address:
         self._handles += 1
@@ -88,27 +88,8 @@ class SocketRig:
         assert isinstance(opened, Opened), opened
         return opened.local
 
-    def new_socket(self, side: Side) -> socket.socket:
-        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
-        return socket.socket(family, socket.SOCK_DGRAM)
-
-    def host(self, side: Side) -> str:
-        return self._host
-
     def open_relay(self) -> Address:
         return self._open(serves=False)
-
-    def run(self) -> None:
-        while ready := select.select([*self._watched], [], [], 0)[0]:
-            for fd in ready:
-                self._watched[fd]()
-
-    def pass_time(self, nanoseconds: int) -> None:
-        self._clock += nanoseconds
-
-    def close(self) -> None:
-        self.plane.close()
-        assert not self._watched
 
     # What a driver is to the plane. ---------------------------------------------------------------
 
@@ -136,6 +117,34 @@ class SocketRig:
 
     def settle(self) -> None:
         self.plane.flush()
+
+
+class SocketRig(Driven):
+    """The socket plane on loopback."""
+
+    def __init__(self, family: int) -> None:
+        super().__init__(LOOPBACK[family])
+        self.plane = SocketPlane(self)  # type: ignore[arg-type]
+        self.server = self._open(serves=True)
+
+    def new_socket(self, side: Side) -> socket.socket:
+        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+        return socket.socket(family, socket.SOCK_DGRAM)
+
+    def host(self, side: Side) -> str:
+        return self._host
+
+    def run(self) -> None:
+        while ready := select.select([*self._watched], [], [], 0)[0]:
+            for fd in ready:
+                self._watched[fd]()
+
+    def pass_time(self, nanoseconds: int) -> None:
+        self._clock += nanoseconds
+
+    def close(self) -> None:
+        self.plane.close()
+        assert not self._watched
 
 
 RIGS: dict[str, Callable[[int], Rig]] = {"sockets": SocketRig}

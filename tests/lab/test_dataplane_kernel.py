@@ -19,18 +19,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from typing import Any
 
 import pytest
 
 import tests.conformance.test_dataplane as suite
 from nattype.lab.kernel.build import offloads_off
 from nattype.lab.kernel.namespaces import inside
-from stun.sansio import SECOND, Address, Instant, Opened, OpenUdp, Received, SocketEvent
+from stun.sansio import SECOND, Address, Instant, Opened, OpenUdp
 from tests.conformance.test_dataplane import (
     CHANNEL,
     MINUTE,
     Bound,
+    Driven,
     Side,
     bound,
     channel_data,
@@ -118,7 +118,7 @@ class Shifted:
         )
 
 
-class KernelRig:
+class KernelRig(Driven):
     """The kernel's plane and the sockets', with a client and a peer on machines of their own.
 
     It is in the server's network from when it is made until it is closed.
@@ -126,14 +126,7 @@ class KernelRig:
 
     def __init__(self, world: World, family: int) -> None:
         self._world, self._ipv6 = world, family == 6
-        self._host = world.server.ipv6 if self._ipv6 else world.server.ipv4
-        self.punted: list[Received] = []
-        self.told: list[SocketEvent] = []
-        self.sockets: list[socket.socket] = []
-        self.machine = self.reactor = self
-        self._watched: dict[int, Callable[[], None]] = {}
-        self._clock = 1000 * SECOND
-        self._handles = 0
+        super().__init__(world.server.ipv6 if self._ipv6 else world.server.ipv4)
         self._stack = ExitStack()
         with ExitStack() as stack:
             stack.enter_context(inside(world.server.fd))
@@ -154,12 +147,6 @@ class KernelRig:
             self.server = self._open(serves=True)
             self._stack = stack.pop_all()
 
-    def _open(self, *, serves: bool) -> Address:
-        self._handles += 1
-        opened = self.plane.open(OpenUdp(self._handles, Address(self._host, 0), serves=serves))
-        assert isinstance(opened, Opened), opened
-        return opened.local
-
     def new_socket(self, side: Side) -> socket.socket:
         return self._machine(side).socket(socket.AF_INET6 if self._ipv6 else socket.AF_INET)
 
@@ -169,9 +156,6 @@ class KernelRig:
 
     def _machine(self, side: Side) -> Host:
         return self._world.client if side == "client" else self._world.peer
-
-    def open_relay(self) -> Address:
-        return self._open(serves=False)
 
     def run(self) -> None:
         while True:
@@ -194,33 +178,6 @@ class KernelRig:
     def close(self) -> None:
         self._stack.close()
         assert not self._watched
-
-    # What a driver is to the plane. ---------------------------------------------------------------
-
-    def now(self) -> Instant:
-        return self._clock
-
-    def watch(self, fd: int, readable: Any, writable: Any) -> None:
-        self._watched[fd] = readable
-
-    def unwatch(self, fd: int) -> None:
-        self._watched.pop(fd, None)
-
-    def wake_at(self, at: Instant | None) -> None: ...
-
-    def receive(self, packet: Received, now: Instant) -> None:
-        self.punted.append(packet)
-
-    def pump(self) -> None: ...
-
-    def tell(self, event: SocketEvent) -> None:
-        self.told.append(event)
-
-    def encrypted(self, packet: Received, handle: int) -> None:
-        raise AssertionError("nothing here is encrypted")
-
-    def settle(self) -> None:
-        self.plane.flush()
 
     # What the kernel did. -------------------------------------------------------------------------
 
